@@ -1,0 +1,1 @@
+"""Vorta's server: compiler, engine, runners, workers, front."""

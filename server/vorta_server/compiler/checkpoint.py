@@ -1,0 +1,319 @@
+"""Reading a Hugging Face checkpoint: config.json, safetensors (one file or sharded) and the tokenizer's files.
+
+Weights are memory-mapped and handed out as float32 rows, so that a checkpoint of any size is read with a few
+megabytes of memory. Knows nothing of model families: which tensors must exist is `weight.py`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+
+# safetensors' names of the floating-point types that a checkpoint may be stored in.
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+# The format's own bound on its header, against a torn first word that asks for terabytes.
+_MAX_HEADER_BYTES = 100_000_000
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be compiled: missing, torn, inconsistent or of an unsupported kind.
+
+    Attributes:
+        field: the tensor, configuration key or argument at fault, or None.
+        path: the file or folder at fault, or None.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """Where one tensor lies: its file, its type, its shape and its bytes' range inside the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start_bytes: int
+    end_bytes: int
+
+
+class Checkpoint:
+    """An opened checkpoint folder. Close it, or use it in a `with` statement.
+
+    Opening reads the configuration and every safetensors header, and checks that each file is as long as its
+    header says; no weight is read. Raises CheckpointError for anything that is missing or torn.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.exists():
+            raise CheckpointError(f"checkpoint {folder} does not exist", path=folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"checkpoint {folder} is not a folder", path=folder)
+        self.folder = folder
+        self.config = read_json_object(folder / "config.json")
+        generation = folder / "generation_config.json"
+        self.generation_config = read_json_object(generation) if generation.exists() else {}
+        self.tokenizer_files = _tokenizer_files(folder)
+        self._maps: dict[Path, mmap.mmap] = {}
+        self.files = _weight_files(folder)
+        self.tensors: dict[str, TensorEntry] = {}
+        self._header_digests: list[str] = []
+        try:
+            for file in self.files:
+                self._open_file(file)
+            _check_index(folder, self.tensors)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmaps the files. Idempotent."""
+        for mapped in self._maps.values():
+            # The traceback of an error on its way out may still hold a view; the map then goes with it.
+            with contextlib.suppress(BufferError):
+                mapped.close()
+        self._maps.clear()
+
+    def entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
+        """The tensor's entry; raises CheckpointError when it is missing, misshapen or of an unsupported type."""
+        entry = self.tensors.get(name)
+        if entry is None:
+            raise CheckpointError(
+                f"checkpoint {self.folder} lacks the tensor {name}", field=name, path=self.folder
+            )
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"tensor {name} has the shape {list(entry.shape)}, but the configuration calls for {list(shape)}",
+                field=name,
+                path=entry.file,
+            )
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"tensor {name} is stored as {entry.dtype}; supported are {', '.join(_DTYPES)}",
+                field=name,
+                path=entry.file,
+            )
+        return entry
+
+    def rows(self, entry: TensorEntry, start: int, stop: int) -> Float32Array:
+        """Rows [start, stop) of the tensor's first axis as a new float32 array. Thread-safe.
+
+        Raises CheckpointError when a value is infinite or not a number: no useful model has one, and a quantiser
+        would spread it over its block.
+        """
+        dtype = _DTYPES[entry.dtype]
+        row_shape = entry.shape[1:]
+        row_bytes = math.prod(row_shape) * dtype.itemsize
+        offset = entry.start_bytes + start * row_bytes
+        count = (stop - start) * math.prod(row_shape)
+        raw = np.frombuffer(self._maps[entry.file], np.uint8, count * dtype.itemsize, offset)
+        values = _to_float32(raw, dtype).reshape(stop - start, *row_shape)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = values.sum()
+        if not np.isfinite(total) and not np.isfinite(values).all():
+            raise CheckpointError(
+                f"tensor {entry.name} holds values that are infinite or not a number",
+                field=entry.name,
+                path=entry.file,
+            )
+        return values
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the checkpoint changes: configuration and tokenizer by content, weights by
+        header, size and modification time (so that gigabytes need not be read to know that nothing changed)."""
+        digest = hashlib.sha256()
+        for file in [self.folder / "config.json", *self.tokenizer_files]:
+            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        for file, header in zip(self.files, self._header_digests, strict=True):
+            status = file.stat()
+            digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0{header}\0".encode())
+        return digest.hexdigest()
+
+    def _open_file(self, file: Path) -> None:
+        num_bytes = file.stat().st_size
+        if num_bytes < 8:
+            raise CheckpointError(f"{file} is truncated: {num_bytes} bytes, no header", path=file)
+        with file.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps[file] = mapped
+        (header_bytes,) = struct.unpack("<Q", mapped[:8])
+        if header_bytes > min(_MAX_HEADER_BYTES, num_bytes - 8):
+            raise CheckpointError(
+                f"{file} is truncated or not safetensors: its header claims {header_bytes} bytes of {num_bytes}",
+                path=file,
+            )
+        header_text = mapped[8 : 8 + header_bytes]
+        self._header_digests.append(hashlib.sha256(header_text).hexdigest())
+        for entry in parse_header(header_text, file, 8 + header_bytes, num_bytes):
+            if entry.name in self.tensors:
+                raise CheckpointError(
+                    f"tensor {entry.name} is in both {self.tensors[entry.name].file.name} and {file.name}",
+                    field=entry.name,
+                    path=file,
+                )
+            self.tensors[entry.name] = entry
+
+
+def parse_header(text: bytes, file: Path, data_start: int, num_bytes: int) -> list[TensorEntry]:
+    """The tensors that a safetensors header names, with their ranges checked against the file's size.
+
+    Raises CheckpointError when the header is not what the format says or a range lies outside the file.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} has a broken safetensors header: {error}", path=file) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} has a broken safetensors header: not an object", path=file)
+    return [
+        _parse_entry(name, value, file, data_start, num_bytes)
+        for name, value in header.items()
+        if name != "__metadata__"
+    ]
+
+
+def _parse_entry(name: str, value: object, file: Path, data_start: int, num_bytes: int) -> TensorEntry:
+    def broken(what: str) -> CheckpointError:
+        return CheckpointError(f"{file}: tensor {name} {what}", field=name, path=file)
+
+    if not isinstance(value, dict):
+        raise broken("has a broken header entry")
+    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise broken("has a broken header entry")
+    start, end = offsets
+    if end < start:
+        raise broken(f"has the impossible byte range {offsets}")
+    if data_start + end > num_bytes:
+        raise broken(f"ends at byte {data_start + end}, but the file has {num_bytes}: it is truncated")
+    if dtype in _DTYPES and end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise broken(f"has {end - start} bytes, which is not the size of {dtype} {shape}")
+    return TensorEntry(
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        file=file,
+        start_bytes=data_start + start,
+        end_bytes=data_start + end,
+    )
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _to_float32(raw: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> Float32Array:
+    if dtype == np.float32:
+        return raw.view(np.float32).copy()
+    if dtype == np.float16:
+        return raw.view(np.float16).astype(np.float32)
+    # bfloat16 is the upper half of a float32; shifting is several times faster than a cast through ml_dtypes.
+    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in the file; raises CheckpointError when it is missing, broken or no object."""
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing", field=file.name, path=file) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}", field=file.name, path=file) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object", field=file.name, path=file)
+    return value
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    tokenizer = read_json_object(folder / "tokenizer.json")
+    if not isinstance(tokenizer.get("model"), dict):
+        file = folder / "tokenizer.json"
+        raise CheckpointError(f"{file} has no tokenizer model", field="tokenizer.json", path=file)
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.exists():
+        shards = sorted(set(_weight_map(index_file).values()))
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise CheckpointError(
+                    f"{folder / shard} is missing, though {index_file.name} names it",
+                    field=shard,
+                    path=folder / shard,
+                )
+        return [folder / shard for shard in shards]
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth"))
+    hint = f" ({pickled[0].name} is a pickle, which is not read: convert it)" if pickled else ""
+    raise CheckpointError(
+        f"checkpoint {folder} has no model.safetensors{hint}", field="model.safetensors", path=folder
+    )
+
+
+def _weight_map(index_file: Path) -> dict[str, str]:
+    weight_map = read_json_object(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_file} has no weight_map", field="weight_map", path=index_file)
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(
+                f"{index_file}: weight_map sends {name} to {shard!r}, which is no file name",
+                field="weight_map",
+                path=index_file,
+            )
+    return weight_map
+
+
+def _check_index(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
+    index_file = folder / "model.safetensors.index.json"
+    if not index_file.exists():
+        return
+    for name, shard in _weight_map(index_file).items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"tensor {name} is missing from {shard}, where {index_file.name} says it is",
+                field=name,
+                path=folder / shard,
+            )

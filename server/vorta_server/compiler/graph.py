@@ -1,0 +1,183 @@
+"""A small ONNX graph builder, and the file of weights that several graphs share.
+
+Tensors of some size go to one external data file, each once, however many graphs name it; ONNX Runtime maps that
+file into memory. Knows nothing of transformers or quantisation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+MICROSOFT = "com.microsoft"
+OPSET = 21
+IR_VERSION = 10
+
+# Pages of a mapped file begin at multiples of this; a big tensor that begins on one shares no page with others.
+_PAGE_BYTES = 4096
+# Small tensors need the alignment of vector loads only.
+_LINE_BYTES = 64
+# Below this a tensor stays in the graph: ONNX Runtime reads shapes and constants from there.
+_INLINE_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEntry:
+    """One tensor of the weight file. `data_type` is ONNX's number of the element type."""
+
+    data_type: int
+    shape: tuple[int, ...]
+    offset_bytes: int
+    num_bytes: int
+
+
+class WeightFile:
+    """An append-only file of tensors, hashed while it is written.
+
+    Args:
+        stream: an opened binary file; the caller closes it. Its errors (a full disk) pass through.
+        name: the file's name beside the graphs.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self.name = name
+        self.num_bytes = 0
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._entries: dict[str, WeightEntry] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def entry(self, key: str) -> WeightEntry:
+        """The entry of a tensor written before; KeyError otherwise."""
+        return self._entries[key]
+
+    def add(
+        self, key: str, dtype: npt.DTypeLike, shape: Sequence[int], chunks: Iterable[npt.NDArray[Any]]
+    ) -> WeightEntry:
+        """Writes the tensor whose bytes are the chunks one after the other. Each key is written once.
+
+        Raises ValueError when the chunks do not fill the shape.
+        """
+        if key in self._entries:
+            raise ValueError(f"weight {key} is written twice")
+        element = np.dtype(dtype)
+        expected = int(np.prod(shape, dtype=np.int64)) * element.itemsize
+        self._align(_PAGE_BYTES if expected >= _PAGE_BYTES else _LINE_BYTES)
+        start = self.num_bytes
+        for chunk in chunks:
+            if chunk.dtype != element:
+                raise ValueError(f"weight {key}: chunk of {chunk.dtype}, expected {element}")
+            self._write(np.ascontiguousarray(chunk).data.cast("B"))
+        if self.num_bytes - start != expected:
+            raise ValueError(f"weight {key}: {self.num_bytes - start} bytes, expected {expected}")
+        entry = WeightEntry(
+            data_type=helper.np_dtype_to_tensor_dtype(element),
+            shape=tuple(shape),
+            offset_bytes=start,
+            num_bytes=expected,
+        )
+        self._entries[key] = entry
+        return entry
+
+    def hexdigest(self) -> str:
+        """The sha256 of all that was written."""
+        return self._digest.hexdigest()
+
+    def _align(self, multiple: int) -> None:
+        self._write(bytes(-self.num_bytes % multiple))
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
+
+
+class GraphBuilder:
+    """Collects nodes, inputs, outputs and constants of one graph. Value names are the caller's, each made once."""
+
+    def __init__(self, weights: WeightFile) -> None:
+        self.weights = weights
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+
+    def input(self, name: str, data_type: int, shape: Sequence[int | str]) -> str:
+        """Declares a graph input; a text in the shape names a free dimension."""
+        self._inputs.append(helper.make_tensor_value_info(name, data_type, list(shape)))
+        return name
+
+    def output(self, name: str, data_type: int, shape: Sequence[int | str]) -> None:
+        """Declares the value as a graph output."""
+        self._outputs.append(helper.make_tensor_value_info(name, data_type, list(shape)))
+
+    def node(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
+    ) -> str:
+        """Appends a node and returns its first output. An empty name leaves an optional input or output out."""
+        self._nodes.append(
+            helper.make_node(op, list(inputs), list(outputs), name=outputs[0], domain=domain, **attributes)
+        )
+        return outputs[0]
+
+    def constant(self, name: str, value: npt.NDArray[Any]) -> str:
+        """A tensor at hand: small ones live in the graph, others in the weight file. Idempotent by name."""
+        if name in self._initializers:
+            return name
+        if value.nbytes >= _INLINE_BYTES:
+            return self.weight(self.store(name, value.dtype, value.shape, [value]))
+        self._initializers[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def store(
+        self,
+        key: str,
+        dtype: npt.DTypeLike,
+        shape: Sequence[int],
+        chunks: Iterable[npt.NDArray[Any]],
+    ) -> str:
+        """Puts a tensor into the weight file, not yet into the graph. When the file has one of this key already
+        (another layer or graph wrote it), the chunks are not read. Returns the key."""
+        if key not in self.weights:
+            self.weights.add(key, dtype, shape, chunks)
+        return key
+
+    def weight(self, key: str) -> str:
+        """A stored tensor as an initializer of the same name. Idempotent."""
+        return self.weight_view(key, key, self.weights.entry(key).shape)
+
+    def weight_view(self, name: str, key: str, shape: Sequence[int]) -> str:
+        """A stored tensor as an initializer of another name and shape (same number of elements). Idempotent."""
+        if name not in self._initializers:
+            entry = self.weights.entry(key)
+            if np.prod(entry.shape, dtype=np.int64) != np.prod(shape, dtype=np.int64):
+                raise ValueError(
+                    f"weight {key} has the shape {entry.shape}, which {tuple(shape)} does not fit"
+                )
+            tensor = TensorProto(name=name, data_type=entry.data_type, dims=list(shape))
+            tensor.data_location = TensorProto.EXTERNAL
+            for field, value in (
+                ("location", self.weights.name),
+                ("offset", entry.offset_bytes),
+                ("length", entry.num_bytes),
+            ):
+                tensor.external_data.add(key=field, value=str(value))
+            self._initializers[name] = tensor
+        return name
+
+    def model(self, name: str) -> onnx.ModelProto:
+        """The finished graph."""
+        graph = helper.make_graph(
+            self._nodes, name, self._inputs, self._outputs, list(self._initializers.values())
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vorta")

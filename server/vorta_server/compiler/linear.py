@@ -1,0 +1,207 @@
+"""Lowering of linear layers and embeddings, by precision. The one seam between the decoder's shape and its arithmetic.
+
+A lowering adds the nodes of a linear layer to a graph and its weights to the weight file; `plan_graphs` says which
+graphs an artifact of some precision has, and from how many rows on each is used.
+
+Contract of every lowering: y = x W^T + b over the last axis of x, whatever x's other axes and with zero rows too;
+weights are stored under names derived from the layer's name and the lowering's own storage, so that a second graph
+which stores them alike shares them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from vorta_server.compiler.checkpoint import Float32Array
+from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
+from vorta_server.compiler.quantise import BLOCK, Uint8Array, num_blocks, quantise_int4, quantise_int8
+from vorta_server.compiler.weight import Matrix, stack_rows
+
+T = TypeVar("T")
+
+PRECISIONS = ("fp32", "int8", "int4")
+
+# Rows are read and quantised in pieces of about this many elements: a few fit into a core's L2 cache and share.
+_CHUNK_ELEMENTS = 1 << 19
+
+# MatMulNBits quantises its input to 8 bits by blocks of 32 at this level, and multiplies integers.
+_INT8_ACTIVATIONS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A linear layer: weight [N, K] and bias [N] or None. The name is unique in the decoder."""
+
+    name: str
+    weight: Matrix
+    bias: Float32Array | None = None
+
+
+class LinearLowering(Protocol):
+    """How the linear layers of one graph compute."""
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        """Adds the layer on the value x [..., K]; returns the output's name [..., N]."""
+        ...
+
+    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
+        """Several layers on one input, their outputs side by side in one value [..., sum of N] (q, k, v)."""
+        ...
+
+    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
+        """Several layers on one input, one output each (gate and up); what they share may be computed once."""
+        ...
+
+    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
+        """Rows of the table [V, K] at ids [B, S]: [B, S, K] float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPlan:
+    """One graph of an artifact: its file, the rows (B * S) from which it is used, and its lowering."""
+
+    file: str
+    min_rows: int
+    lowering: LinearLowering
+
+
+def plan_graphs(precision: str) -> list[GraphPlan]:
+    """The graphs of an artifact of this precision (one of PRECISIONS), by ascending min_rows, the first at 1."""
+    lowering: LinearLowering = Float32Lowering() if precision == "fp32" else BlockLowering(precision)
+    return [GraphPlan(file="model.onnx", min_rows=1, lowering=lowering)]
+
+
+def stack_linears(name: str, parts: Sequence[Linear]) -> Linear:
+    """The layers as one whose output is theirs side by side; a missing bias counts as zeros."""
+    bias = None
+    if any(part.bias is not None for part in parts):
+        bias = np.concatenate(
+            [np.zeros(part.weight.num_rows, np.float32) if part.bias is None else part.bias for part in parts]
+        )
+    return Linear(name=name, weight=stack_rows(name, [part.weight for part in parts]), bias=bias)
+
+
+class Float32Lowering:
+    """Weights as they are, [N, K] float32, multiplied transposed. A tied embedding is stored once."""
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        weight = self._store(graph, layer.weight)
+        product = layer.name if layer.bias is None else f"{layer.name}/product"
+        graph.node("FusedMatMul", [x, weight], [product], domain=MICROSOFT, transB=1)
+        if layer.bias is None:
+            return product
+        return graph.node("Add", [product, graph.constant(f"{layer.name}.bias", layer.bias)], [layer.name])
+
+    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
+        return self.linear(graph, x, stack_linears(name, parts))
+
+    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
+        return [self.linear(graph, x, part) for part in parts]
+
+    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
+        return graph.node("Gather", [self._store(graph, table), ids], ["embedding"])
+
+    def _store(self, graph: GraphBuilder, matrix: Matrix) -> str:
+        shape = (matrix.num_rows, matrix.num_columns)
+        key = f"{matrix.name}.fp32"
+        return graph.weight(graph.store(key, np.float32, shape, row_chunks(matrix, lambda rows: rows)))
+
+
+class BlockLowering:
+    """Weights in blocks of 32 at 4 or 8 bits (see quantise.py), through MatMulNBits with 8-bit activations.
+
+    The embedding is kept at 8 bits in both: it costs memory, not time, since a token reads one row of it; and in
+    int8 a tied one shares the head's bytes.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self._bits = {"int4": 4, "int8": 8}[precision]
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        num_rows, num_columns = layer.weight.num_rows, layer.weight.num_columns
+        codes, scales = store_blocks(graph, layer.weight, self._bits)
+        inputs = [x, graph.weight(codes), graph.weight(scales)]
+        if layer.bias is not None:
+            inputs += ["", "", graph.constant(f"{layer.name}.bias", layer.bias)]
+        return graph.node(
+            "MatMulNBits",
+            inputs,
+            [layer.name],
+            domain=MICROSOFT,
+            K=num_columns,
+            N=num_rows,
+            bits=self._bits,
+            block_size=BLOCK,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
+
+    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
+        return self.linear(graph, x, stack_linears(name, parts))
+
+    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
+        return [self.linear(graph, x, part) for part in parts]
+
+    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
+        if table.num_columns % BLOCK:
+            return Float32Lowering().embedding(graph, ids, table)
+        codes, scales = store_blocks(graph, table, 8)
+        flat = graph.weight_view(f"{codes}/flat", codes, (table.num_rows, table.num_columns))
+        return graph.node(
+            "GatherBlockQuantized",
+            [flat, ids, graph.weight(scales)],
+            ["embedding"],
+            domain=MICROSOFT,
+            bits=8,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+
+def store_blocks(graph: GraphBuilder, matrix: Matrix, bits: int) -> tuple[str, str]:
+    """Quantises the matrix to 4 or 8 bits and stores codes [N, blocks, 4 * bits] and scales [N, blocks].
+
+    Returns the keys of both. One pass over the matrix; scales wait in memory (a 32nd of the float32 size).
+    """
+    blocks = num_blocks(matrix.num_columns)
+    quantise = quantise_int4 if bits == 4 else quantise_int8
+    scale_chunks: list[Float32Array] = []
+
+    def codes() -> Iterator[Uint8Array]:
+        for code_chunk, scale_chunk in row_chunks(matrix, quantise):
+            scale_chunks.append(scale_chunk)
+            yield code_chunk
+
+    code_name, scale_name = f"{matrix.name}.int{bits}", f"{matrix.name}.int{bits}.scale"
+    graph.store(code_name, np.uint8, (matrix.num_rows, blocks, 4 * bits), codes())
+    graph.store(scale_name, np.float32, (matrix.num_rows, blocks), scale_chunks)
+    return code_name, scale_name
+
+
+def row_chunks(matrix: Matrix, convert: Callable[[Float32Array], T]) -> Iterator[T]:
+    """Reads the matrix in slices of rows and yields `convert` of each, in order, converting on all cores.
+
+    At most twice as many slices as cores are in memory.
+    """
+    step = max(1, _CHUNK_ELEMENTS // matrix.num_columns)
+    num_workers = min(os.cpu_count() or 1, 8)
+    pending: deque[Future[T]] = deque()
+
+    def piece(start: int) -> T:
+        return convert(matrix.read(start, min(start + step, matrix.num_rows)))
+
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="quantise") as executor:
+        for start in range(0, matrix.num_rows, step):
+            pending.append(executor.submit(piece, start))
+            if len(pending) >= 2 * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
