@@ -1,0 +1,3 @@
+"""Vorta's client."""
+
+__version__ = "0.1.0"

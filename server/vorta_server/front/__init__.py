@@ -1,0 +1,1 @@
+"""The gRPC front: handlers, interceptors, conversion, health and reflection."""

@@ -1,0 +1,1 @@
+"""Runners: what computes a step on a device."""
