@@ -1,7 +1,7 @@
 """The artifact: a folder of graphs, weights, tokenizer and a manifest that names every file with its hash.
 
-An artifact appears under its name complete or not at all: it is written into a temporary folder beside its place
-and renamed. The manifest is written last and read first.
+An artifact appears under its name complete or not at all: it is written into a temporary folder beside its
+place and renamed. The manifest is written last and read first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import BinaryIO, Literal
 import msgspec
 
 FORMAT = "vorta-artifact"
-FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 Opener = Callable[[Path], BinaryIO]
@@ -91,8 +90,8 @@ class Manifest:
         files: every file of the folder but the manifest.
     """
 
-    format: Literal["vorta-artifact"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format: Literal["vorta-artifact"] = "vorta-artifact"
+    format_version: Literal[1] = 1
     kind: Literal["generation"] = "generation"
     architecture: str
     model_type: str
@@ -122,8 +121,9 @@ class Manifest:
 class ArtifactWriter:
     """Writes an artifact's files into a temporary folder and puts it in place at `commit`.
 
-    Use it in a `with` statement: leaving without a commit removes everything, and an OSError of a write becomes
-    a StorageError. `out` must not exist, or be an empty folder, unless `overwrite` allows replacing an artifact.
+    Use it in a `with` statement: leaving without a commit removes everything, and an OSError of a write
+    becomes a StorageError. `out` must not exist, or be an empty folder, unless `overwrite` allows replacing
+    an artifact.
     """
 
     def __init__(self, out: Path, *, overwrite: bool = False, opener: Opener | None = None) -> None:
@@ -168,7 +168,7 @@ class ArtifactWriter:
         return dict(self._files)
 
     def commit(self, manifest: Manifest) -> None:
-        """Writes the manifest and puts the folder in place. Raises FileExistsError when the place was taken."""
+        """Writes the manifest and puts the folder in place."""
         data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
         with self._open(self._temporary / MANIFEST_FILE) as stream:
             stream.write(data)
@@ -210,8 +210,8 @@ def is_artifact(path: Path) -> bool:
 
 
 def load_manifest(path: Path, *, verify: bool = True) -> Manifest:
-    """Reads an artifact's manifest and checks its files: present, of the right size and, with `verify`, of the
-    right content (about a second per gigabyte).
+    """Reads an artifact's manifest and checks its files: present, of the right size and, with `verify`, of
+    the right content (about a second per gigabyte).
 
     Raises ArtifactError naming the field or the file.
     """
@@ -271,7 +271,7 @@ def sha256_of(file: Path) -> str:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes temporary folders that a killed compilation of `out` left. Safe only while nobody else compiles it."""
+    """Removes what killed compilations of `out` left. Safe only while nobody else compiles it."""
     for folder in [*out.parent.glob(f".{out.name}.tmp-*"), *out.parent.glob(f".{out.name}.old-*")]:
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)

@@ -1,4 +1,5 @@
-"""Reading a Hugging Face checkpoint: config.json, safetensors (one file or sharded) and the tokenizer's files.
+"""Reading a Hugging Face checkpoint: config.json, safetensors (one file or sharded) and the tokenizer's
+files.
 
 Weights are memory-mapped and handed out as float32 rows, so that a checkpoint of any size is read with a few
 megabytes of memory. Knows nothing of model families: which tensors must exist is `weight.py`'s business.
@@ -113,7 +114,8 @@ class Checkpoint:
         self._maps.clear()
 
     def entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
-        """The tensor's entry; raises CheckpointError when it is missing, misshapen or of an unsupported type."""
+        """The tensor's entry; raises CheckpointError when it is missing, misshapen or of an unsupported
+        type."""
         entry = self.tensors.get(name)
         if entry is None:
             raise CheckpointError(
@@ -121,7 +123,7 @@ class Checkpoint:
             )
         if entry.shape != shape:
             raise CheckpointError(
-                f"tensor {name} has the shape {list(entry.shape)}, but the configuration calls for {list(shape)}",
+                f"tensor {name} has the shape {list(entry.shape)}, the configuration asks for {list(shape)}",
                 field=name,
                 path=entry.file,
             )
@@ -136,8 +138,8 @@ class Checkpoint:
     def rows(self, entry: TensorEntry, start: int, stop: int) -> Float32Array:
         """Rows [start, stop) of the tensor's first axis as a new float32 array. Thread-safe.
 
-        Raises CheckpointError when a value is infinite or not a number: no useful model has one, and a quantiser
-        would spread it over its block.
+        Raises CheckpointError when a value is infinite or not a number: no useful model has one, and a
+        quantiser would spread it over its block.
         """
         dtype = _DTYPES[entry.dtype]
         row_shape = entry.shape[1:]
@@ -157,8 +159,9 @@ class Checkpoint:
         return values
 
     def fingerprint(self) -> str:
-        """A digest that changes when the checkpoint changes: configuration and tokenizer by content, weights by
-        header, size and modification time (so that gigabytes need not be read to know that nothing changed)."""
+        """A digest that changes when the checkpoint changes: configuration and tokenizer by content,
+        weights by header, size and modification time (so that gigabytes need not be read to know that
+        nothing changed)."""
         digest = hashlib.sha256()
         for file in [self.folder / "config.json", *self.tokenizer_files]:
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
@@ -177,7 +180,7 @@ class Checkpoint:
         (header_bytes,) = struct.unpack("<Q", mapped[:8])
         if header_bytes > min(_MAX_HEADER_BYTES, num_bytes - 8):
             raise CheckpointError(
-                f"{file} is truncated or not safetensors: its header claims {header_bytes} bytes of {num_bytes}",
+                f"{file} is truncated or not safetensors: {header_bytes} bytes of header in {num_bytes}",
                 path=file,
             )
         header_text = mapped[8 : 8 + header_bytes]
@@ -216,8 +219,8 @@ def _parse_entry(name: str, value: object, file: Path, data_start: int, num_byte
 
     if not isinstance(value, dict):
         raise broken("has a broken header entry")
-    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+    dtype, shape, offsets = value.get("dtype"), _sizes(value.get("shape")), _sizes(value.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
         raise broken("has a broken header entry")
     start, end = offsets
     if end < start:
@@ -236,8 +239,10 @@ def _parse_entry(name: str, value: object, file: Path, data_start: int, num_byte
     )
 
 
-def _is_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _sizes(value: object) -> list[int] | None:
+    if isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
+        return value
+    return None
 
 
 def _to_float32(raw: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> Float32Array:

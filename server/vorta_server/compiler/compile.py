@@ -76,7 +76,7 @@ def compile_checkpoint(
 
     Args:
         precision: "fp32", "int8" or "int4"; see quantise.py and linear.py for what they mean.
-        max_model_len: positions of the artifact, prompt and output together; default what the checkpoint names.
+        max_model_len: positions of the artifact, prompt and output; default what the checkpoint names.
         progress: called with what is being done and the fraction done, 0 to 1.
         overwrite: replace an artifact that is at `out`.
         opener: opens a new file for writing in binary; a seam for tests.

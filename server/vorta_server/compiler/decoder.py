@@ -1,9 +1,11 @@
 """The decoder's graph: one graph for prefill and decode, built from a DecoderSpec.
 
 Inputs   input_ids int64 [B, S]; seqlens_k int32 [B], each row's valid length after this step, minus 1;
-         total_sequence_length int32 [], the largest of those lengths; output_rows int64 [R], indices into the flattened
-         [B * S] positions whose logits are wanted; past_key_i, past_value_i float32 [B, KH, T, D].
-Outputs  logits float32 [R, V]; present_key_i, present_value_i float32 [B, KH, T, D] (may share past's buffers).
+         total_sequence_length int32 [], the largest of those lengths;
+         output_rows int64 [R], indices into the flattened [B * S] positions whose logits are wanted;
+         past_key_i, past_value_i float32 [B, KH, T, D].
+Outputs  logits float32 [R, V];
+         present_key_i, present_value_i float32 [B, KH, T, D] (may share past's buffers).
 B > 1 only with S == 1, or with an empty past; a chunk on a non-empty past runs with B == 1.
 """
 
@@ -126,7 +128,7 @@ class DecoderGraph:
             key = self._head_norm(f"{prefix}.k_norm", key, spec.num_kv_heads)
         else:
             query, key, value = self._lowering.packed(graph, x, f"{prefix}.qkv_proj", parts), "", ""
-        shape = ["batch", spec.num_kv_heads, "capacity", self._layout.dim]
+        shape: list[int | str] = ["batch", spec.num_kv_heads, "capacity", self._layout.dim]
         cache = [f"key_{layer}", f"value_{layer}"]
         for name in cache:
             graph.input(f"past_{name}", TensorProto.FLOAT, shape)
@@ -215,8 +217,8 @@ class DecoderGraph:
 def padded_norm(layout: HeadLayout, weight: np.ndarray, epsilon: float) -> tuple[np.ndarray, float]:
     """Weight and epsilon that make an RMS norm over the padded head equal to the one over the source head.
 
-    The padding's zeros divide the mean square by dim / source_dim; scaling epsilon by the inverse ratio and the
-    weight by its root undoes that exactly.
+    The padding's zeros divide the mean square by dim / source_dim; scaling epsilon by the inverse ratio and
+    the weight by its root undoes that exactly.
     """
     ratio = layout.source_dim / layout.dim
     return layout.place(weight) * np.float32(math.sqrt(ratio)), epsilon * ratio

@@ -1,7 +1,7 @@
 """A small ONNX graph builder, and the file of weights that several graphs share.
 
-Tensors of some size go to one external data file, each once, however many graphs name it; ONNX Runtime maps that
-file into memory. Knows nothing of transformers or quantisation.
+Tensors of some size go to one external data file, each once, however many graphs name it; ONNX Runtime maps
+that file into memory. Knows nothing of transformers or quantisation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MICROSOFT = "com.microsoft"
 OPSET = 21
 IR_VERSION = 10
 
-# Pages of a mapped file begin at multiples of this; a big tensor that begins on one shares no page with others.
+# Pages of a mapped file begin at multiples of this; a big tensor that begins on one shares no page with
+# others.
 _PAGE_BYTES = 4096
 # Small tensors need the alignment of vector loads only.
 _LINE_BYTES = 64
@@ -102,7 +103,7 @@ class WeightFile:
 
 
 class GraphBuilder:
-    """Collects nodes, inputs, outputs and constants of one graph. Value names are the caller's, each made once."""
+    """Collects nodes, inputs, outputs and constants of one graph. Each value's name is made once, by the caller."""
 
     def __init__(self, weights: WeightFile) -> None:
         self.weights = weights
@@ -123,7 +124,7 @@ class GraphBuilder:
     def node(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> str:
-        """Appends a node and returns its first output. An empty name leaves an optional input or output out."""
+        """Appends a node; returns its first output. An empty name leaves out an optional input or output."""
         self._nodes.append(
             helper.make_node(op, list(inputs), list(outputs), name=outputs[0], domain=domain, **attributes)
         )
@@ -145,8 +146,8 @@ class GraphBuilder:
         shape: Sequence[int],
         chunks: Iterable[npt.NDArray[Any]],
     ) -> str:
-        """Puts a tensor into the weight file, not yet into the graph. When the file has one of this key already
-        (another layer or graph wrote it), the chunks are not read. Returns the key."""
+        """Puts a tensor into the weight file, not yet into the graph. When the file has one of this key
+        already (another layer or graph wrote it), the chunks are not read. Returns the key."""
         if key not in self.weights:
             self.weights.add(key, dtype, shape, chunks)
         return key
@@ -156,7 +157,7 @@ class GraphBuilder:
         return self.weight_view(key, key, self.weights.entry(key).shape)
 
     def weight_view(self, name: str, key: str, shape: Sequence[int]) -> str:
-        """A stored tensor as an initializer of another name and shape (same number of elements). Idempotent."""
+        """A stored tensor under another name, with a shape of as many elements. Idempotent."""
         if name not in self._initializers:
             entry = self.weights.entry(key)
             if np.prod(entry.shape, dtype=np.int64) != np.prod(shape, dtype=np.int64):

@@ -1,9 +1,9 @@
 """How a head's elements are laid out in the compiled graph.
 
 ONNX Runtime's GroupQueryAttention rotates whole heads whose size is a multiple of 16, pairing element i with
-i + size / 2. A head of any other size, or one that is rotated only in part, is brought into that form by moving
-its elements and padding with zeros: a zero changes no dot product, and an element with cos 1 and sin 0 is not
-rotated. The move is made once, on the rows of the projections, so that it costs nothing at run time.
+i + size / 2. A head of any other size, or one that is rotated only in part, is brought into that form by
+moving its elements and padding with zeros: a zero changes no dot product, and an element with cos 1 and sin
+0 is not rotated. The move is made once, on the rows of the projections, so that it costs nothing at run time.
 """
 
 from __future__ import annotations

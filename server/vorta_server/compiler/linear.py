@@ -1,11 +1,11 @@
-"""Lowering of linear layers and embeddings, by precision. The one seam between the decoder's shape and its arithmetic.
+"""Lowering of linear layers and embeddings by precision: the seam between a decoder's shape and its arithmetic.
 
-A lowering adds the nodes of a linear layer to a graph and its weights to the weight file; `plan_graphs` says which
-graphs an artifact of some precision has, and from how many rows on each is used.
+A lowering adds the nodes of a linear layer to a graph and its weights to the weight file; `plan_graphs`
+says which graphs an artifact of some precision has, and from how many rows on each is used.
 
-Contract of every lowering: y = x W^T + b over the last axis of x, whatever x's other axes and with zero rows too;
-weights are stored under names derived from the layer's name and the lowering's own storage, so that a second graph
-which stores them alike shares them.
+Contract of every lowering: y = x W^T + b over the last axis of x, whatever x's other axes and with zero
+rows too; weights are stored under names derived from the layer's name and the lowering's own storage, so
+that a second graph which stores them alike shares them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 PRECISIONS = ("fp32", "int8", "int4")
 
-# Rows are read and quantised in pieces of about this many elements: a few fit into a core's L2 cache and share.
+# Rows are read and quantised in pieces of about this many elements, few enough to stay in the caches.
 _CHUNK_ELEMENTS = 1 << 19
 
 # MatMulNBits quantises its input to 8 bits by blocks of 32 at this level, and multiplies integers.
@@ -56,7 +56,7 @@ class LinearLowering(Protocol):
         ...
 
     def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
-        """Several layers on one input, one output each (gate and up); what they share may be computed once."""
+        """Several layers on one input, one output each (gate and up); shared work may be done once."""
         ...
 
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
@@ -74,7 +74,7 @@ class GraphPlan:
 
 
 def plan_graphs(precision: str) -> list[GraphPlan]:
-    """The graphs of an artifact of this precision (one of PRECISIONS), by ascending min_rows, the first at 1."""
+    """The graphs of an artifact of this precision (one of PRECISIONS), ascending in min_rows from 1."""
     lowering: LinearLowering = Float32Lowering() if precision == "fp32" else BlockLowering(precision)
     return [GraphPlan(file="model.onnx", min_rows=1, lowering=lowering)]
 
@@ -118,8 +118,8 @@ class Float32Lowering:
 class BlockLowering:
     """Weights in blocks of 32 at 4 or 8 bits (see quantise.py), through MatMulNBits with 8-bit activations.
 
-    The embedding is kept at 8 bits in both: it costs memory, not time, since a token reads one row of it; and in
-    int8 a tied one shares the head's bytes.
+    The embedding is kept at 8 bits in both: it costs memory, not time, since a token reads one row of it;
+    and in int8 a tied one shares the head's bytes.
     """
 
     def __init__(self, precision: str) -> None:

@@ -2,8 +2,8 @@
 
 Sources: RoFormer (arXiv 2104.09864); linear: position interpolation (arXiv 2306.15595); dynamic: NTK-aware
 scaling; yarn: arXiv 2309.00071; llama3: the scaling published with Llama 3.1.
-Frequencies are computed in float32 in the order of the reference implementation, because the models were trained
-with its rounding: at position 100,000 the rounding of a frequency turns an angle by up to 0.006.
+Frequencies are computed in float32 in the order of the reference implementation, because the models were
+trained with its rounding: at position 100,000 the rounding of a frequency turns an angle by up to 0.006.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeSpec:
-    """How positions turn a head's vectors. Fields after `rotary_dim` belong to the scaling types that name them.
+    """How positions turn a head's vectors.
 
     Attributes:
         rope_type: one of ROPE_TYPES.
@@ -118,8 +118,8 @@ def inverse_frequencies(rope: RopeSpec, max_model_len: int) -> Float32Array:
     """Radians per position of each rotated pair, [rotary_dim / 2] float32.
 
     `max_model_len` matters to "dynamic" alone: up to max_position_embeddings it changes nothing; a longer
-    artifact gets the one base that fits its full length, where the reference would switch the base as a sequence
-    grows (which no cache of rotated keys can follow).
+    artifact gets the one base that fits its full length, where the reference would switch the base as a
+    sequence grows (which no cache of rotated keys can follow).
     """
     exponents = np.arange(0, rope.rotary_dim, 2).astype(np.float32) / np.float32(rope.rotary_dim)
     theta = rope.theta
@@ -127,9 +127,9 @@ def inverse_frequencies(rope: RopeSpec, max_model_len: int) -> Float32Array:
         length = max(max_model_len, rope.max_position_embeddings)
         stretch = rope.factor * length / rope.max_position_embeddings - (rope.factor - 1)
         theta *= stretch ** (rope.rotary_dim / (rope.rotary_dim - 2))
-    frequencies = np.float32(1.0) / np.power(np.float32(theta), exponents)
+    frequencies: Float32Array = np.float32(1.0) / np.power(np.float32(theta), exponents)
     if rope.rope_type == "linear":
-        return frequencies / np.float32(rope.factor)
+        return np.asarray(frequencies / np.float32(rope.factor), np.float32)
     if rope.rope_type == "llama3":
         return _llama3(rope, frequencies)
     if rope.rope_type == "yarn":
@@ -144,7 +144,7 @@ def _llama3(rope: RopeSpec, frequencies: Float32Array) -> Float32Array:
     smooth = (original / wavelengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     smooth = np.clip(smooth, 0.0, 1.0)
     blended = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
-    return blended.astype(np.float32)
+    return np.asarray(blended, np.float32)
 
 
 def _yarn(rope: RopeSpec, frequencies: Float32Array) -> Float32Array:
@@ -162,7 +162,7 @@ def _yarn(rope: RopeSpec, frequencies: Float32Array) -> Float32Array:
     if low == high:
         high += 0.001
     ramp = np.clip((np.arange(rope.rotary_dim // 2, dtype=np.float32) - low) / (high - low), 0.0, 1.0)
-    return (frequencies / rope.factor * ramp + frequencies * (1 - ramp)).astype(np.float32)
+    return np.asarray(frequencies / rope.factor * ramp + frequencies * (1 - ramp), np.float32)
 
 
 def rope_tables(rope: RopeSpec, max_model_len: int) -> tuple[Float32Array, Float32Array]:

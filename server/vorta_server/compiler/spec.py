@@ -1,7 +1,8 @@
 """What a decoder-only transformer looks like: the value that every family's reader produces.
 
-All supported families are pre-norm decoders with RMS norm, rotary attention with grouped heads and a gated SiLU
-feed-forward; what differs between them is written down here, and `decoder.py` builds the graph from it alone.
+All supported families are pre-norm decoders with RMS norm, rotary attention with grouped heads and a gated
+SiLU feed-forward; what differs between them is written down here, and `decoder.py` builds the graph from it
+alone.
 """
 
 from __future__ import annotations
