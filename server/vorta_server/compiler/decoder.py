@@ -153,8 +153,7 @@ class DecoderGraph:
             do_rotary=1,
             rotary_interleaved=0,
             scale=1.0 / math.sqrt(spec.head_dim),
-            # The operator counts the positions before a token, the checkpoint counts the token too.
-            local_window_size=-1 if window is None else window - 1,
+            local_window_size=-1 if window is None else window,
         )
 
     def _head_projection(self, name: str, num_heads: int) -> Linear:

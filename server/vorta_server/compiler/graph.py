@@ -103,7 +103,7 @@ class WeightFile:
 
 
 class GraphBuilder:
-    """Collects nodes, inputs, outputs and constants of one graph. Each value's name is made once, by the caller."""
+    """Collects nodes, inputs, outputs and constants of one graph. The caller names values, each once."""
 
     def __init__(self, weights: WeightFile) -> None:
         self.weights = weights

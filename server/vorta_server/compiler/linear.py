@@ -1,4 +1,4 @@
-"""Lowering of linear layers and embeddings by precision: the seam between a decoder's shape and its arithmetic.
+"""How linear layers and embeddings compute, by precision: the seam between shape and arithmetic.
 
 A lowering adds the nodes of a linear layer to a graph and its weights to the weight file; `plan_graphs`
 says which graphs an artifact of some precision has, and from how many rows on each is used.

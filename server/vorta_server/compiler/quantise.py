@@ -2,10 +2,10 @@
 
 int4: symmetric, blocks of 32 along the input dimension. m is the block's element of largest magnitude with
 its sign (of two with equal magnitude the positive one), scale = m / -8,
-q = clip(round(w / scale) + 8, 0, 15), w' = (q - 8) * scale. The block's extreme value is exact; any other is off by at most |scale| / 2, or
-by |scale| for values beyond 7.5 |scale| on the far side, which the clip cuts to 7.
-int8: symmetric, the same blocks. scale = absmax / 127, q = round(w / scale) + 128 as uint8; off by at most
-scale / 2. A block of zeros has scale 1. Rounding is half to even.
+q = clip(round(w / scale) + 8, 0, 15), w' = (q - 8) * scale. The block's extreme value is exact; any other
+is off by at most |scale| / 2, or by |scale| for values beyond 7.5 |scale| on the far side, which the clip
+cuts to 7. int8: symmetric, the same blocks. scale = absmax / 127, q = round(w / scale) + 128 as uint8; off
+by at most scale / 2. A block of zeros has scale 1. Rounding is half to even.
 """
 
 from __future__ import annotations
