@@ -1,0 +1,382 @@
+"""The scheduler: which sequences compute what in the next step.
+
+It decides; it computes nothing, and knows neither text nor sampling. A step holds one row for every decoding sequence and
+prefill chunks within a token budget. Policy, in order:
+
+1. Decoding sequences keep their memory; when it runs out, the sequence of the worst rank is preempted (its tokens are
+   kept, its K and V recomputed later, from the prefix cache where that survived).
+2. Sequences in prefill go on, then waiting ones are admitted by rank (priority, then arrival), as long as slots, memory
+   and the budget allow. A waiting sequence of strictly better priority may preempt a running one.
+3. While sequences decode, a step's prefill is cut to the tokens that take about `max_stall` decode steps, by the speeds
+   measured so far, so that a long prompt does not hold the running streams up.
+
+Decoding sequences fill the slots 0 to n - 1, which is what lets a runner use one contiguous batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vorta_server.engine.kv import KvSlots
+from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch, StepResult
+from vorta_server.engine.sequence import Sequence, SequenceState
+
+__all__ = ["Scheduler", "SchedulerConfig", "SchedulerStep", "SpeedEstimate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of the scheduler.
+
+    Attributes:
+        max_running_requests: Most sequences that own a slot.
+        max_batched_tokens: Most tokens of one step.
+        min_prefill_tokens: Smallest prefill budget of a step, so that a prompt always gets on.
+        max_stall: Prefill of a step may take this many times the decode part's time.
+        prefix_cache: Whether prompts reuse the K and V of equal prefixes.
+    """
+
+    max_running_requests: int = 32
+    max_batched_tokens: int = 512
+    min_prefill_tokens: int = 16
+    max_stall: float = 1.5
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_running_requests", 1), ("max_batched_tokens", 1), ("min_prefill_tokens", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not self.max_stall > 0:
+            raise ValueError(f"max_stall must be positive, got {self.max_stall}")
+
+
+@dataclass(slots=True)
+class SpeedEstimate:
+    """Exponential averages of what prefill tokens and decode steps cost on this runner."""
+
+    prefill_token_s: float | None = None
+    decode_step_s: float | None = None
+
+    def observe(self, step: SchedulerStep, result: StepResult) -> None:
+        """Takes a step's measured times in."""
+        num_prefill = sum(len(chunk.token_ids) for chunk in step.batch.prefills)
+        if num_prefill and result.prefill_s > 0:
+            self.prefill_token_s = _average(self.prefill_token_s, result.prefill_s / num_prefill)
+        if step.decoding and result.decode_s > 0:
+            self.decode_step_s = _average(self.decode_step_s, result.decode_s)
+
+
+def _average(old: float | None, new: float) -> float:
+    return new if old is None else old + 0.2 * (new - old)
+
+
+@dataclass(slots=True, kw_only=True)
+class SchedulerStep:
+    """A step to compute.
+
+    Attributes:
+        batch: For the runner.
+        decoding: The sequence of each decode row.
+        prefilling: The sequence of each chunk.
+        is_new_composition: Whether `decoding` differs from the last step's.
+    """
+
+    batch: StepBatch
+    decoding: list[Sequence]
+    prefilling: list[Sequence]
+    is_new_composition: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Scheduler:
+    """Owns the waiting queue and the running sequences. Engine thread only."""
+
+    config: SchedulerConfig
+    kv: KvSlots
+    speed: SpeedEstimate = field(default_factory=SpeedEstimate)
+    num_preemptions: int = 0
+    _waiting: list[tuple[tuple[int, int], Sequence]] = field(default_factory=list)
+    _num_waiting: int = 0
+    _prefilling: list[Sequence] = field(default_factory=list)
+    _decoding: list[Sequence] = field(default_factory=list)
+    _is_dirty: bool = True
+    _token_ids: NDArray[np.int64] = field(init=False)
+    _lengths: NDArray[np.int64] = field(init=False)
+    _reserved: NDArray[np.int64] = field(init=False)
+    _deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        rows = self.config.max_running_requests
+        self._token_ids = np.zeros(rows, np.int64)
+        self._lengths = np.zeros(rows, np.int64)
+        self._reserved = np.zeros(rows, np.int64)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return self._num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that own a slot."""
+        return len(self._decoding) + len(self._prefilling)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would compute anything."""
+        return bool(self._decoding or self._prefilling or self._num_waiting)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Every sequence that has not finished."""
+        yield from self._decoding
+        yield from self._prefilling
+        yield from (entry for _, entry in self._waiting if entry.state is SequenceState.WAITING)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence."""
+        sequence.state = SequenceState.WAITING
+        heapq.heappush(self._waiting, (sequence.rank, sequence))
+        self._num_waiting += 1
+
+    def finish(self, sequences: list[Sequence]) -> None:
+        """Ends sequences, wherever they are, and frees their slots at once."""
+        rows = sorted(
+            (sequence for sequence in sequences if sequence.state is SequenceState.DECODING),
+            key=lambda sequence: -sequence.slot,
+        )
+        for sequence in sequences:
+            if sequence.state is SequenceState.WAITING:
+                self._num_waiting -= 1
+            elif sequence.state is SequenceState.PREFILLING:
+                self._prefilling.remove(sequence)
+                self._release(sequence)
+            if sequence.state is not SequenceState.DECODING:
+                sequence.state = SequenceState.FINISHED
+        for sequence in rows:  # from the last row on, so that as few rows as possible move
+            self._leave_decoding(sequence)
+            sequence.state = SequenceState.FINISHED
+
+    def schedule(self) -> SchedulerStep | None:
+        """The next step; None when there is nothing to compute."""
+        if not (self._is_dirty or self._num_waiting or self._prefilling) and self._has_memory():
+            return self._step([], [], is_new=False)
+        self._secure_decoding()
+        chunks, prefilling = self._plan_prefill()
+        if not chunks and not self._decoding:
+            return None
+        is_new = self._is_dirty
+        if is_new:
+            self._fill_rows()
+        return self._step(chunks, prefilling, is_new=is_new)
+
+    def advance(self, step: SchedulerStep) -> list[Sequence]:
+        """Books a computed step. Returns the prefilled sequences that have all their tokens computed and now decode.
+
+        The caller then appends one sampled token to each of them and to each decoding sequence, or finishes it.
+        """
+        rows = len(step.decoding)
+        if rows:
+            self._lengths[:rows] += 1
+            for sequence in step.decoding:
+                sequence.num_computed += 1
+        ready: list[Sequence] = []
+        for sequence, chunk in zip(step.prefilling, step.batch.prefills, strict=True):
+            sequence.num_computed += len(chunk.token_ids)
+            if sequence.num_computed == sequence.num_tokens:
+                ready.append(sequence)
+        for sequence in ready:
+            self._prefilling.remove(sequence)
+            if self.config.prefix_cache:
+                self.kv.share(sequence.slot, sequence.tokens[: sequence.num_computed])
+            self._join_decoding(sequence)
+        return ready
+
+    def set_next_token(self, sequence: Sequence, token_id: int) -> None:
+        """Tells the token that a decoding sequence feeds in the next step."""
+        self._token_ids[sequence.slot] = token_id
+
+    def _has_memory(self) -> bool:
+        rows = len(self._decoding)
+        return rows > 0 and bool((self._lengths[:rows] < self._reserved[:rows]).all())
+
+    def _step(self, chunks: list[PrefillChunk], prefilling: list[Sequence], *, is_new: bool) -> SchedulerStep:
+        rows = len(self._decoding)
+        batch = StepBatch(
+            prefills=chunks,
+            decode_token_ids=self._token_ids[:rows],
+            decode_lengths=self._lengths[:rows],
+            deterministic=self._deterministic
+            or any(sequence.request.request.sampling.deterministic for sequence in prefilling),
+        )
+        return SchedulerStep(
+            batch=batch, decoding=self._decoding, prefilling=prefilling, is_new_composition=is_new
+        )
+
+    def _fill_rows(self) -> None:
+        """Rebuilds the per-row arrays from the sequences. The list is new, so that a step keeps the one it was given."""
+        self._decoding = list(self._decoding)
+        for row, sequence in enumerate(self._decoding):
+            self._token_ids[row] = sequence.tokens[sequence.num_tokens - 1]
+            self._lengths[row] = sequence.num_computed
+            self._reserved[row] = self.kv.reserved(sequence.slot)
+        self._deterministic = any(s.request.request.sampling.deterministic for s in self._decoding)
+        self._is_dirty = False
+
+    def _secure_decoding(self) -> None:
+        """Gives every decoding sequence room for one more token, preempting the worst-ranked ones when memory is out."""
+        for sequence in sorted(self._decoding, key=lambda entry: entry.rank):
+            while sequence.state is SequenceState.DECODING:
+                if self.kv.reserve(sequence.slot, sequence.num_computed + 1):
+                    self._reserved[sequence.slot] = self.kv.reserved(sequence.slot)
+                    break
+                self._preempt(self._worst_running())
+
+    def _plan_prefill(self) -> tuple[list[PrefillChunk], list[Sequence]]:
+        budget = self._prefill_budget()
+        chunks: list[PrefillChunk] = []
+        chosen: list[Sequence] = []
+        for sequence in sorted(self._prefilling, key=lambda entry: entry.rank):
+            if budget <= 0:
+                break
+            if sequence.state is not SequenceState.PREFILLING:
+                continue
+            budget -= self._add_chunk(sequence, budget, chunks, chosen)
+        while budget > 0:
+            candidate = self._next_waiting()
+            if candidate is None or not self._admit(candidate):
+                break
+            budget -= self._add_chunk(candidate, budget, chunks, chosen)
+        # A later admission may have preempted an earlier choice.
+        kept = [i for i, sequence in enumerate(chosen) if sequence.state is SequenceState.PREFILLING]
+        return [chunks[i] for i in kept], [chosen[i] for i in kept]
+
+    def _add_chunk(
+        self, sequence: Sequence, budget: int, chunks: list[PrefillChunk], chosen: list[Sequence]
+    ) -> int:
+        start = sequence.num_computed
+        end = min(start + budget, sequence.num_tokens)
+        is_last = end == sequence.num_tokens
+        wanted = LogitsWanted.LAST if is_last else LogitsWanted.NONE
+        if sequence.wants_prompt_logits:
+            wanted = LogitsWanted.ALL
+        chunks.append(
+            PrefillChunk(
+                slot=sequence.slot, token_ids=sequence.tokens[start:end], num_past=start, logits=wanted
+            )
+        )
+        chosen.append(sequence)
+        return end - start
+
+    def _prefill_budget(self) -> int:
+        config, speed = self.config, self.speed
+        budget = config.max_batched_tokens - len(self._decoding)
+        if self._decoding and speed.prefill_token_s and speed.decode_step_s:
+            fitting = int(config.max_stall * speed.decode_step_s / speed.prefill_token_s)
+            budget = min(budget, fitting)
+        return max(budget, config.min_prefill_tokens)
+
+    def _next_waiting(self) -> Sequence | None:
+        while self._waiting:
+            sequence = self._waiting[0][1]
+            if sequence.state is SequenceState.WAITING:
+                return sequence
+            heapq.heappop(self._waiting)
+        return None
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives the best waiting sequence a slot and memory for all its tokens. False when it must wait."""
+        while self.num_running >= self.config.max_running_requests:
+            if not self._preempt_for(sequence):
+                return False
+        while not self._place(sequence):
+            if not self._preempt_for(sequence):
+                return False
+        heapq.heappop(self._waiting)
+        self._num_waiting -= 1
+        sequence.state = SequenceState.PREFILLING
+        self._prefilling.append(sequence)
+        return True
+
+    def _place(self, sequence: Sequence) -> bool:
+        prompt = sequence.tokens[: sequence.num_tokens]
+        wanted = sequence.num_tokens + 1
+        match = None
+        if self.config.prefix_cache and not sequence.wants_prompt_logits:
+            match = self.kv.find_prefix(prompt)
+        if match is not None and match.is_idle:
+            if not self.kv.take_over(match.slot, num_tokens=wanted):
+                return False
+            sequence.slot, sequence.num_computed = match.slot, match.length
+        else:
+            slot = self.kv.acquire(num_tokens=wanted, keep=match.slot if match else None)
+            if slot is None:
+                return False
+            sequence.slot, sequence.num_computed = slot, 0
+            if match is not None:
+                self.kv.copy_slot(match.slot, slot, match.length)
+                sequence.num_computed = match.length
+        if sequence.index == 0 and not sequence.num_preempted:
+            sequence.request.num_cached_prompt_tokens = sequence.num_computed
+        return True
+
+    def _preempt_for(self, sequence: Sequence) -> bool:
+        """Preempts a running sequence of strictly worse priority. False when there is none."""
+        if not self.num_running:
+            return False
+        victim = self._worst_running()
+        if victim.rank[0] <= sequence.rank[0]:
+            return False
+        self._preempt(victim)
+        return True
+
+    def _worst_running(self) -> Sequence:
+        return max((*self._decoding, *self._prefilling), key=lambda entry: entry.rank)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        sequence.num_preempted += 1
+        if sequence.state is SequenceState.DECODING:
+            self._leave_decoding(sequence)
+        else:
+            self._prefilling.remove(sequence)
+            self._release(sequence)
+        sequence.num_computed = 0
+        self.add(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.kv.release(
+            sequence.slot, sequence.tokens[: sequence.num_computed], cache=self.config.prefix_cache
+        )
+        sequence.slot = -1
+
+    def _leave_decoding(self, sequence: Sequence) -> None:
+        """Frees a decode row and moves the last row into the gap."""
+        row = sequence.slot
+        last = self._decoding[-1]
+        self._decoding = self._decoding[:-1]
+        self._release(sequence)
+        if last is not sequence:
+            self.kv.move(last.slot, row, last.num_computed)
+            last.slot = row
+            self._decoding[row] = last
+        self._is_dirty = True
+
+    def _join_decoding(self, sequence: Sequence) -> None:
+        """Moves a prefilled sequence to the first slot behind the decode rows."""
+        row = len(self._decoding)
+        if sequence.slot != row:
+            owner = next((entry for entry in self._prefilling if entry.slot == row), None)
+            if owner is not None:
+                spare = self.kv.spare_slot(exclude=sequence.slot)
+                self.kv.move(row, spare, owner.num_computed)
+                owner.slot = spare
+            self.kv.move(sequence.slot, row, sequence.num_computed)
+            sequence.slot = row
+        self._decoding = [*self._decoding, sequence]
+        sequence.state = SequenceState.DECODING
+        self._is_dirty = True

@@ -1,0 +1,92 @@
+"""A sequence: one of the n continuations of a request, with all that the engine knows of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vorta_server.engine.detokenizer import Detokenizer
+from vorta_server.engine.request import GenerationRequest, SequenceEnd, TokenLogprob
+from vorta_server.engine.sampler import RowState
+from vorta_server.engine.stop import StopMatcher
+
+__all__ = ["RunningRequest", "Sequence", "SequenceState"]
+
+
+class SequenceState(Enum):
+    """Where a sequence is. PREFILLING and DECODING sequences own a KV slot."""
+
+    WAITING = 0
+    PREFILLING = 1
+    DECODING = 2
+    FINISHED = 3
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One continuation of a prompt. The scheduler owns state, slot and num_computed; the engine the rest.
+
+    Attributes:
+        index: Which of the request's sequences, from 0.
+        order: Arrival number over all requests; breaks ties of priority.
+        tokens: int64 [max_len]; the prompt and the generated tokens, `num_tokens` of them valid.
+        num_prompt: Tokens of the prompt.
+        num_computed: Tokens whose K and V are in the slot.
+        max_output: Most tokens to generate.
+        row: The sampler's state.
+        stop: None when the request has no stop strings.
+    """
+
+    request: RunningRequest
+    index: int
+    order: int
+    tokens: NDArray[np.int64]
+    num_tokens: int
+    num_prompt: int
+    max_output: int
+    row: RowState
+    detokenizer: Detokenizer
+    stop: StopMatcher | None
+    wants_prompt_logits: bool = False
+    state: SequenceState = SequenceState.WAITING
+    slot: int = -1
+    num_computed: int = 0
+    num_preempted: int = 0
+    pending_text: str = ""
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return self.num_tokens - self.num_prompt
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Scheduling order: the lower goes first."""
+        return (self.request.request.priority, self.order)
+
+    def append(self, token_id: int) -> None:
+        """Adds a generated token."""
+        self.tokens[self.num_tokens] = token_id
+        self.num_tokens += 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RunningRequest:
+    """A request with its sequences and clocks (`time.monotonic()` values)."""
+
+    request: GenerationRequest
+    sequences: list[Sequence] = field(default_factory=list)
+    ends: dict[int, SequenceEnd] = field(default_factory=dict)
+    num_cached_prompt_tokens: int = 0
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has ended."""
+        return len(self.ends) == len(self.sequences)
