@@ -1,17 +1,18 @@
 """Reading a Hugging Face checkpoint: config.json, safetensors (one file or sharded) and the tokenizer's
 files.
 
-Weights are memory-mapped and handed out as float32 rows, so that a checkpoint of any size is read with a few
-megabytes of memory. Knows nothing of model families: which tensors must exist is `weight.py`'s business.
+Weights are read a few rows at a time and handed out as float32, so that a checkpoint of any size needs a few
+megabytes of memory. They are read, not mapped: a file that shrinks while it is compiled is then an error,
+and not the end of the process. Knows nothing of model families: which tensors must exist is `weight.py`'s
+business.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Checkpoint:
         generation = folder / "generation_config.json"
         self.generation_config = read_json_object(generation) if generation.exists() else {}
         self.tokenizer_files = _tokenizer_files(folder)
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._descriptors: dict[Path, int] = {}
         self.files = _weight_files(folder)
         self.tensors: dict[str, TensorEntry] = {}
         self._header_digests: list[str] = []
@@ -106,12 +107,14 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Unmaps the files. Idempotent."""
-        for mapped in self._maps.values():
-            # The traceback of an error on its way out may still hold a view; the map then goes with it.
-            with contextlib.suppress(BufferError):
-                mapped.close()
-        self._maps.clear()
+        """Closes the files. Idempotent."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def tokenizer_contents(self) -> dict[str, bytes]:
+        """The files that go with the weights into an artifact, by name; some megabytes."""
+        return {file.name: file.read_bytes() for file in self.tokenizer_files}
 
     def entry(self, name: str, shape: tuple[int, ...]) -> TensorEntry:
         """The tensor's entry; raises CheckpointError when it is missing, misshapen or of an unsupported
@@ -136,7 +139,7 @@ class Checkpoint:
         return entry
 
     def rows(self, entry: TensorEntry, start: int, stop: int) -> Float32Array:
-        """Rows [start, stop) of the tensor's first axis as a new float32 array. Thread-safe.
+        """Rows [start, stop) of the tensor's first axis as float32, perhaps read-only. Thread-safe.
 
         Raises CheckpointError when a value is infinite or not a number: no useful model has one, and a
         quantiser would spread it over its block.
@@ -146,8 +149,8 @@ class Checkpoint:
         row_bytes = math.prod(row_shape) * dtype.itemsize
         offset = entry.start_bytes + start * row_bytes
         count = (stop - start) * math.prod(row_shape)
-        raw = np.frombuffer(self._maps[entry.file], np.uint8, count * dtype.itemsize, offset)
-        values = _to_float32(raw, dtype).reshape(stop - start, *row_shape)
+        raw = self._read(entry.file, offset, count * dtype.itemsize)
+        values = _to_float32(np.frombuffer(raw, dtype=np.uint8), dtype).reshape(stop - start, *row_shape)
         with np.errstate(invalid="ignore", over="ignore"):
             total = values.sum()
         if not np.isfinite(total) and not np.isfinite(values).all():
@@ -170,20 +173,35 @@ class Checkpoint:
             digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0{header}\0".encode())
         return digest.hexdigest()
 
+    def _read(self, file: Path, offset: int, num_bytes: int) -> bytes:
+        pieces = []
+        while num_bytes > 0:
+            try:
+                piece = os.pread(self._descriptors[file], num_bytes, offset)  # at most 2 GiB come at once
+            except OSError as error:
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}", path=file) from error
+            if not piece:
+                raise CheckpointError(f"{file} is truncated at byte {offset}", path=file)
+            pieces.append(piece)
+            offset += len(piece)
+            num_bytes -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def _open_file(self, file: Path) -> None:
         num_bytes = file.stat().st_size
         if num_bytes < 8:
             raise CheckpointError(f"{file} is truncated: {num_bytes} bytes, no header", path=file)
-        with file.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[file] = mapped
-        (header_bytes,) = struct.unpack("<Q", mapped[:8])
+        try:
+            self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}", path=file) from error
+        (header_bytes,) = struct.unpack("<Q", self._read(file, 0, 8))
         if header_bytes > min(_MAX_HEADER_BYTES, num_bytes - 8):
             raise CheckpointError(
                 f"{file} is truncated or not safetensors: {header_bytes} bytes of header in {num_bytes}",
                 path=file,
             )
-        header_text = mapped[8 : 8 + header_bytes]
+        header_text = self._read(file, 8, header_bytes)
         self._header_digests.append(hashlib.sha256(header_text).hexdigest())
         for entry in parse_header(header_text, file, 8 + header_bytes, num_bytes):
             if entry.name in self.tensors:
@@ -247,7 +265,7 @@ def _sizes(value: object) -> list[int] | None:
 
 def _to_float32(raw: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> Float32Array:
     if dtype == np.float32:
-        return raw.view(np.float32).copy()
+        return raw.view(np.float32)
     if dtype == np.float16:
         return raw.view(np.float16).astype(np.float32)
     # bfloat16 is the upper half of a float32; shifting is several times faster than a cast through ml_dtypes.
@@ -260,6 +278,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing", field=file.name, path=file) from error
+    except OSError as error:
+        what = f"{file} cannot be read: {error.strerror}"
+        raise CheckpointError(what, field=file.name, path=file) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}", field=file.name, path=file) from error
     if not isinstance(value, dict):
@@ -316,7 +337,7 @@ def _check_index(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
     if not index_file.exists():
         return
     for name, shard in _weight_map(index_file).items():
-        if name not in tensors:
+        if name not in tensors or tensors[name].file.name != shard:
             raise CheckpointError(
                 f"tensor {name} is missing from {shard}, where {index_file.name} says it is",
                 field=name,

@@ -10,6 +10,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
+from vorta.errors import FailedPrecondition
 
 from vorta_server.compiler.artifact import (
     ArtifactWriter,
@@ -37,19 +38,17 @@ _WEIGHT_FILE = "weights.bin"
 Progress = Callable[[str, float], None]
 
 
-class TargetUnavailableError(RuntimeError):
-    """The target is known but cannot be compiled for by this version. `field` is "target"."""
-
-    field = "target"
-
-
 def check_request(target: str, precision: str) -> None:
     """Refuses a target or precision that cannot be compiled.
 
-    Raises TargetUnavailableError for a target of a later version, CheckpointError for any other value.
+    Raises FailedPrecondition for a target of a later version, CheckpointError for any other value.
     """
     if target in _PLANNED_TARGETS:
-        raise TargetUnavailableError(f"target {target} is not available in this version; available: cpu")
+        raise FailedPrecondition(
+            f"target {target} is not available in this version; available: {', '.join(TARGETS)}",
+            reason="UNIMPLEMENTED",
+            field="target",
+        )
     if target not in TARGETS:
         raise CheckpointError(
             f"target {target!r} is unknown; available: {', '.join(TARGETS)}", field="target"
@@ -83,7 +82,7 @@ def compile_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint or an argument is at fault; `field` names what.
-        TargetUnavailableError: the target comes in a later version.
+        vorta.errors.FailedPrecondition: the target comes in a later version.
         ArtifactError: `out` is taken.
         StorageError: the artifact could not be written (a full disk); nothing is left behind.
     """
@@ -96,6 +95,7 @@ def compile_checkpoint(
         weights = DecoderWeights(checkpoint, spec)
         length = _model_len(spec, max_model_len)
         tokens = _read_tokens(checkpoint, config, spec)
+        tokenizer = checkpoint.tokenizer_contents()
         plans = plan_graphs(precision)
         with ArtifactWriter(out, overwrite=overwrite, opener=opener) as writer:
             with writer.create(_WEIGHT_FILE) as stream:
@@ -111,8 +111,8 @@ def compile_checkpoint(
                     DecoderGraph(graph, spec, weights, plan.lowering, length, layer_begins).build()
                     writer.write(plan.file, graph.model(spec.model_type).SerializeToString())
             writer.record(_WEIGHT_FILE, weight_file.hexdigest(), weight_file.num_bytes)
-            for file in checkpoint.tokenizer_files:
-                writer.write(file.name, file.read_bytes())
+            for name, data in tokenizer.items():
+                writer.write(name, data)
             report("writing the manifest", 1.0)
             manifest = Manifest(
                 architecture=spec.architecture,

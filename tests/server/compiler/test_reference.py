@@ -1,8 +1,8 @@
 """The float64 reference and the compiled fp32 graphs against transformers on torch.
 
-This is what anchors every other test here: the checkpoints load into transformers without a missing or unexpected
-tensor, and the reference decoder computes the same logits (1e-5 relative: transformers rounds frequencies and angles
-to float32) and the same 64 greedy tokens.
+This is what anchors every other test here: the checkpoints load into transformers without a missing or
+unexpected tensor, and the reference decoder computes the same logits (1e-5 relative: transformers rounds
+frequencies and angles to float32) and the same 64 greedy tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.reference import decoder as reference
-from tests.server.compiler.case import CASES, Case, GraphRunner, random_tensors
+from tests.server.compiler.case import CASES, VOCAB_SIZE, Case, GraphRunner, random_tensors
 from tests.server.compiler.test_parity import error, prompt
 
 torch = pytest.importorskip("torch", reason="the reference implementation (torch) is not installed")
@@ -63,10 +63,10 @@ def test_64_greedy_tokens(
     start = prompt(20)
     generated = load(case).generate(
         torch.tensor([start]),
+        attention_mask=torch.ones(1, len(start), dtype=torch.long),
         max_new_tokens=64,
-        min_new_tokens=64,
         do_sample=False,
-        eos_token_id=None,
+        eos_token_id=VOCAB_SIZE,  # a token that never comes
         pad_token_id=0,
     )
     runner = GraphRunner(artifact_of(case, "fp32"))
