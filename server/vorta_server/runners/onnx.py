@@ -1,0 +1,284 @@
+"""The runner on a CPU: an artifact's graphs through plain ONNX Runtime, driven step by step.
+
+K and V live in one pool that all graphs of the artifact share. Every graph reads and writes the slots in place
+(past and present are bound to the same memory), so nothing is copied between steps, whichever graph computed
+the last one.
+
+A step's inputs lie in buffers that are bound once and overwritten; what changes between two decode steps of
+the same batch is their content alone. A binding is kept for each (graph, first slot, number of slots).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from vorta.errors import Internal
+
+from vorta_server.compiler.artifact import Manifest, load_manifest
+from vorta_server.engine.runner import (
+    FloatArray,
+    IntArray,
+    LogitsWanted,
+    PrefillChunk,
+    RunnerInfo,
+    StepBatch,
+    StepResult,
+)
+from vorta_server.runners.kv_pool import KvPool
+
+__all__ = ["OnnxRunner"]
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_LOG_ERRORS_ONLY = 3
+
+
+@dataclass(slots=True)
+class _Binding:
+    """A session's inputs and outputs bound to some slots, and what its free dimensions are bound to now."""
+
+    session: ort.InferenceSession
+    io: ort.IOBinding
+    num_steps: int = -1
+    num_logits: int = -1
+    logits_address: int = -1
+
+
+class OnnxRunner:
+    """Computes steps on an artifact that `vorta compile --target cpu` wrote.
+
+    Args:
+        artifact: the artifact's folder.
+        num_slots: KV slots; memory is used only for the pages that tokens were written to.
+        max_model_len: tokens that a slot holds; default the artifact's, which it must not exceed.
+        threads: threads of a step, the calling one included; 0 for one per core.
+        verify: check the content of the artifact's files against its manifest, beside their sizes.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or damaged.
+        ValueError: a number is out of range.
+        vorta.errors.Internal: ONNX Runtime refuses a graph.
+    """
+
+    def __init__(
+        self,
+        artifact: Path,
+        *,
+        num_slots: int,
+        max_model_len: int | None = None,
+        threads: int = 0,
+        verify: bool = False,
+    ) -> None:
+        self._manifest = load_manifest(artifact, verify=verify)
+        length = self._manifest.max_model_len if max_model_len is None else max_model_len
+        if not 1 <= length <= self._manifest.max_model_len:
+            raise ValueError(f"max_model_len must be 1 to {self._manifest.max_model_len}, not {length}")
+        if num_slots < 1 or threads < 0:
+            raise ValueError(f"num_slots ({num_slots}) must be positive, threads ({threads}) not negative")
+        self._num_slots = num_slots
+        self._max_model_len = length
+        self._sessions = [
+            _open_session(artifact / graph.file, threads, len(self._manifest.graphs) > 1)
+            for graph in self._manifest.graphs
+        ]
+        self._min_rows = [graph.min_rows for graph in self._manifest.graphs]
+        self._pool = KvPool(
+            num_layers=self._manifest.num_layers,
+            num_slots=num_slots,
+            num_heads=self._manifest.num_kv_heads,
+            capacity=length,
+            head_dim=self._manifest.head_dim,
+        )
+        self._bindings: dict[tuple[int, int, int], _Binding] = {}
+        self._token_ids = np.zeros(max(num_slots, length), np.int64)
+        self._last_positions = np.zeros(num_slots, np.int32)
+        self._total_length = np.zeros((), np.int32)
+        self._wanted_all = np.arange(max(num_slots, length), dtype=np.int64)
+        self._wanted_last = np.zeros(1, np.int64)
+        self._logits: FloatArray = np.empty((num_slots, self._manifest.vocab_size), np.float32)
+        self._is_closed = False
+
+    @property
+    def info(self) -> RunnerInfo:
+        """The model's sizes."""
+        return RunnerInfo(
+            vocab_size=self._manifest.vocab_size,
+            max_model_len=self._max_model_len,
+            num_slots=self._num_slots,
+            kv_bytes_per_token=self._pool.bytes_per_token,
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """The artifact's manifest."""
+        return self._manifest
+
+    def run(self, batch: StepBatch) -> StepResult:
+        """Computes a step, prefill chunks first. See `ModelRunner.run`.
+
+        With `deterministic` every row and chunk is computed alone on the artifact's first graph, so that a row
+        depends on nothing but its own tokens and how its prompt was cut into chunks.
+
+        Raises ValueError for a batch that does not fit the slots, Internal when ONNX Runtime fails.
+        """
+        if self._is_closed:
+            raise RuntimeError("the runner is closed")
+        num_rows = len(batch.decode_token_ids)
+        self._check(batch, num_rows)
+        self._reserve_logits(num_rows + sum(_num_logits(chunk) for chunk in batch.prefills))
+        begin_s = time.perf_counter()
+        prefill_logits: list[FloatArray | None] = []
+        first = num_rows
+        for chunk in batch.prefills:
+            num_logits = _num_logits(chunk)
+            self._prefill(chunk, first, num_logits, batch.deterministic)
+            prefill_logits.append(self._logits[first : first + num_logits] if num_logits else None)
+            first += num_logits
+        decode_begin_s = time.perf_counter()
+        if num_rows and batch.deterministic:
+            for row in range(num_rows):
+                self._decode(batch.decode_token_ids, batch.decode_lengths, row, row + 1, 0)
+        elif num_rows:
+            self._decode(batch.decode_token_ids, batch.decode_lengths, 0, num_rows, self._graph_for(num_rows))
+        end_s = time.perf_counter()
+        return StepResult(
+            prefill_logits=prefill_logits,
+            decode_logits=self._logits[:num_rows] if num_rows else None,
+            prefill_s=decode_begin_s - begin_s,
+            decode_s=end_s - decode_begin_s,
+        )
+
+    def copy_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copies the first `num_tokens` tokens of KV from one slot to another."""
+        self._pool.copy(source, target, num_tokens)
+
+    def discard_slot(self, slot: int) -> None:
+        """Gives the slot's memory back to the system."""
+        self._pool.discard(slot)
+
+    def close(self) -> None:
+        """Drops the sessions, the weights and the KV pool. Idempotent."""
+        self._is_closed = True
+        self._bindings.clear()
+        self._sessions.clear()
+        self._pool.close()
+
+    def _check(self, batch: StepBatch, num_rows: int) -> None:
+        """Refuses what would write outside the slots: the graphs do not look."""
+        if num_rows != len(batch.decode_lengths) or num_rows > self._num_slots:
+            raise ValueError(
+                f"a decode batch of {num_rows} rows, {len(batch.decode_lengths)} lengths, {self._num_slots} slots"
+            )
+        if num_rows:
+            lowest, highest = int(batch.decode_lengths.min()), int(batch.decode_lengths.max())
+            if lowest < 0 or highest >= self._max_model_len:
+                raise ValueError(f"decode lengths {lowest} to {highest}, slots of {self._max_model_len} tokens")
+        for chunk in batch.prefills:
+            if not 0 <= chunk.slot < self._num_slots:
+                raise ValueError(f"a chunk in slot {chunk.slot} of {self._num_slots}")
+            end = chunk.num_past + len(chunk.token_ids)
+            if chunk.num_past < 0 or len(chunk.token_ids) == 0 or end > self._max_model_len:
+                raise ValueError(
+                    f"a chunk of {len(chunk.token_ids)} tokens behind {chunk.num_past}, "
+                    f"slots of {self._max_model_len} tokens"
+                )
+
+    def _graph_for(self, num_rows: int) -> int:
+        graph = len(self._min_rows) - 1
+        while self._min_rows[graph] > num_rows:
+            graph -= 1
+        return graph
+
+    def _reserve_logits(self, num_rows: int) -> None:
+        if len(self._logits) < num_rows:
+            self._logits = np.empty((num_rows, self._manifest.vocab_size), np.float32)
+
+    def _prefill(self, chunk: PrefillChunk, first_logit: int, num_logits: int, deterministic: bool) -> None:
+        num_tokens = len(chunk.token_ids)
+        graph = 0 if deterministic else self._graph_for(num_tokens)
+        binding = self._binding(graph, chunk.slot, 1)
+        self._bind_step(binding, 1, num_tokens, first_logit, num_logits)
+        self._token_ids[:num_tokens] = chunk.token_ids
+        self._last_positions[0] = chunk.num_past + num_tokens - 1
+        self._total_length[()] = chunk.num_past + num_tokens
+        self._run(binding)
+
+    def _decode(self, token_ids: IntArray, lengths: IntArray, start: int, stop: int, graph: int) -> None:
+        num_rows = stop - start
+        binding = self._binding(graph, start, num_rows)
+        self._bind_step(binding, num_rows, 1, start, num_rows)
+        self._token_ids[:num_rows] = token_ids[start:stop]
+        # The last valid position after this step is the number of tokens before it.
+        self._last_positions[:num_rows] = lengths[start:stop]
+        self._total_length[()] = self._last_positions[:num_rows].max() + 1
+        self._run(binding)
+
+    def _run(self, binding: _Binding) -> None:
+        try:
+            binding.session.run_with_iobinding(binding.io)
+        except Exception as error:  # ONNX Runtime raises its own types, with RuntimeError as their only common base
+            raise Internal(f"ONNX Runtime failed: {error}") from error
+
+    def _binding(self, graph: int, start: int, num_rows: int) -> _Binding:
+        """The binding of a graph to slots start to start + num_rows - 1; the step's shapes are still free."""
+        key = (graph, start, num_rows)
+        binding = self._bindings.get(key)
+        if binding is None:
+            session = self._sessions[graph]
+            binding = _Binding(session=session, io=session.io_binding())
+            io = binding.io
+            _bind_input(io, "seqlens_k", self._last_positions, (num_rows,))
+            _bind_input(io, "total_sequence_length", self._total_length, ())
+            shape = self._pool.shape(num_rows)
+            for name, address in self._pool.addresses(start):
+                io.bind_input(f"past_{name}", "cpu", 0, np.float32, shape, address)
+                io.bind_output(f"present_{name}", "cpu", 0, np.float32, shape, address)
+            self._bindings[key] = binding
+        return binding
+
+    def _bind_step(self, binding: _Binding, num_rows: int, num_steps: int, first_logit: int, num_logits: int) -> None:
+        """Binds the shapes of a step where they differ from the binding's last one.
+
+        Logits are wanted of all positions, of none, or of the last (the only one of a decode row).
+        """
+        io = binding.io
+        if num_logits == 1:
+            self._wanted_last[0] = num_steps - 1
+        if binding.num_steps != num_steps:
+            _bind_input(io, "input_ids", self._token_ids, (num_rows, num_steps))
+            binding.num_steps = num_steps
+            binding.num_logits = -1
+        address = self._logits.ctypes.data + first_logit * self._logits.strides[0]
+        if binding.num_logits != num_logits or binding.logits_address != address:
+            wanted = self._wanted_last if num_logits == 1 else self._wanted_all
+            _bind_input(io, "output_rows", wanted, (num_logits,))
+            io.bind_output("logits", "cpu", 0, np.float32, (num_logits, self._logits.shape[1]), address)
+            binding.num_logits, binding.logits_address = num_logits, address
+
+
+def _num_logits(chunk: PrefillChunk) -> int:
+    if chunk.logits is LogitsWanted.ALL:
+        return len(chunk.token_ids)
+    return 1 if chunk.logits is LogitsWanted.LAST else 0
+
+
+def _bind_input(io: ort.IOBinding, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Binds the beginning of an array that outlives the binding; its content is read at each run."""
+    io.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+
+
+def _open_session(file: Path, threads: int, has_siblings: bool) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    if has_siblings:
+        # Another session's threads must not spin on the cores that this step needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(str(file), options, providers=_PROVIDERS)
+    except Exception as error:  # as above
+        raise Internal(f"ONNX Runtime refuses {file.name}: {error}") from error
