@@ -226,9 +226,7 @@ def load_manifest(path: Path, *, verify: bool = True) -> Manifest:
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"{path} has a broken {MANIFEST_FILE}: {error}", path=path, field=MANIFEST_FILE
-        ) from error
+        raise ArtifactError(f"{path} has a broken {MANIFEST_FILE}: {error}", path=path, field=MANIFEST_FILE) from error
     _check_graphs(path, manifest)
     for name, entry in manifest.files.items():
         _check_file(path, name, entry, verify=verify)
@@ -238,14 +236,10 @@ def load_manifest(path: Path, *, verify: bool = True) -> Manifest:
 def _check_graphs(path: Path, manifest: Manifest) -> None:
     rows = [graph.min_rows for graph in manifest.graphs]
     if not rows or rows[0] != 1 or rows != sorted(set(rows)):
-        raise ArtifactError(
-            f"{path}: graphs must ascend in min_rows from 1, not {rows}", path=path, field="graphs"
-        )
+        raise ArtifactError(f"{path}: graphs must ascend in min_rows from 1, not {rows}", path=path, field="graphs")
     for graph in manifest.graphs:
         if graph.file not in manifest.files:
-            raise ArtifactError(
-                f"{path}: the graph {graph.file} is not among the files", path=path, field="graphs"
-            )
+            raise ArtifactError(f"{path}: the graph {graph.file} is not among the files", path=path, field="graphs")
 
 
 def _check_file(path: Path, name: str, entry: FileEntry, *, verify: bool) -> None:
@@ -255,9 +249,7 @@ def _check_file(path: Path, name: str, entry: FileEntry, *, verify: bool) -> Non
     try:
         num_bytes = file.stat().st_size
         if num_bytes != entry.bytes:
-            raise ArtifactError(
-                f"{file} has {num_bytes} bytes, the manifest says {entry.bytes}", path=path, field=name
-            )
+            raise ArtifactError(f"{file} has {num_bytes} bytes, the manifest says {entry.bytes}", path=path, field=name)
         if verify and sha256_of(file) != entry.sha256:
             raise ArtifactError(f"{file} is not what was compiled: its sha256 differs", path=path, field=name)
     except OSError as error:

@@ -121,9 +121,7 @@ class Checkpoint:
         type."""
         entry = self.tensors.get(name)
         if entry is None:
-            raise CheckpointError(
-                f"checkpoint {self.folder} lacks the tensor {name}", field=name, path=self.folder
-            )
+            raise CheckpointError(f"checkpoint {self.folder} lacks the tensor {name}", field=name, path=self.folder)
         if entry.shape != shape:
             raise CheckpointError(
                 f"tensor {name} has the shape {list(entry.shape)}, the configuration asks for {list(shape)}",
@@ -313,9 +311,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth"))
     hint = f" ({pickled[0].name} is a pickle, which is not read: convert it)" if pickled else ""
-    raise CheckpointError(
-        f"checkpoint {folder} has no model.safetensors{hint}", field="model.safetensors", path=folder
-    )
+    raise CheckpointError(f"checkpoint {folder} has no model.safetensors{hint}", field="model.safetensors", path=folder)
 
 
 def _weight_map(index_file: Path) -> dict[str, str]:

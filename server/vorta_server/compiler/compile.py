@@ -50,9 +50,7 @@ def check_request(target: str, precision: str) -> None:
             field="target",
         )
     if target not in TARGETS:
-        raise CheckpointError(
-            f"target {target!r} is unknown; available: {', '.join(TARGETS)}", field="target"
-        )
+        raise CheckpointError(f"target {target!r} is unknown; available: {', '.join(TARGETS)}", field="target")
     if precision not in PRECISIONS:
         raise CheckpointError(
             f"precision {precision!r} is not available on the cpu; available: {', '.join(PRECISIONS)}",
@@ -172,9 +170,7 @@ def _model_len(spec: DecoderSpec, wanted: int | None) -> int:
     if wanted is None:
         return spec.max_position_embeddings
     if type(wanted) is not int or not 1 <= wanted <= limit:
-        raise CheckpointError(
-            f"max_model_len must be between 1 and {limit}, not {wanted!r}", field="max_model_len"
-        )
+        raise CheckpointError(f"max_model_len must be between 1 and {limit}, not {wanted!r}", field="max_model_len")
     return wanted
 
 

@@ -176,9 +176,7 @@ class DecoderGraph:
     def _head_norm(self, name: str, x: str, num_heads: int) -> str:
         """RMS norm over each head of x [B, S, num_heads * D]."""
         graph, layout = self._graph, self._layout
-        scale, epsilon = padded_norm(
-            layout, self._weights.vector(f"model.{name}.weight"), self._spec.rms_norm_eps
-        )
+        scale, epsilon = padded_norm(layout, self._weights.vector(f"model.{name}.weight"), self._spec.rms_norm_eps)
         split = graph.constant(f"heads_shape_{num_heads}", np.array([0, 0, num_heads, layout.dim], np.int64))
         merged = graph.constant("merged_shape", np.array([0, 0, -1], np.int64))
         heads = graph.node("Reshape", [x, split], [f"{name}.heads"])

@@ -161,9 +161,7 @@ class GraphBuilder:
         if name not in self._initializers:
             entry = self.weights.entry(key)
             if np.prod(entry.shape, dtype=np.int64) != np.prod(shape, dtype=np.int64):
-                raise ValueError(
-                    f"weight {key} has the shape {entry.shape}, which {tuple(shape)} does not fit"
-                )
+                raise ValueError(f"weight {key} has the shape {entry.shape}, which {tuple(shape)} does not fit")
             tensor = TensorProto(name=name, data_type=entry.data_type, dims=list(shape))
             tensor.data_location = TensorProto.EXTERNAL
             for field, value in (
@@ -177,8 +175,6 @@ class GraphBuilder:
 
     def model(self, name: str) -> onnx.ModelProto:
         """The finished graph."""
-        graph = helper.make_graph(
-            self._nodes, name, self._inputs, self._outputs, list(self._initializers.values())
-        )
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vorta")

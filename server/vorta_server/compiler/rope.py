@@ -52,9 +52,7 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int)
     Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before it).
     Raises CheckpointError for an unknown type or a wrong value.
     """
-    section = (
-        config.section("rope_parameters") or config.section("rope_scaling") or ConfigReader({}, config.path)
-    )
+    section = config.section("rope_parameters") or config.section("rope_scaling") or ConfigReader({}, config.path)
     type_field = "rope_type" if section.has("rope_type") else "type"
     rope_type = section.text(type_field) if section.has(type_field) else "default"
     if rope_type not in ROPE_TYPES:
@@ -108,9 +106,7 @@ def _attention_factor(section: ConfigReader, factor: float) -> float:
 
     # Zero means "not given" here, as in the reference implementation.
     if section.raw("mscale") and section.raw("mscale_all_dim"):
-        return magnitude(section.positive_float("mscale")) / magnitude(
-            section.positive_float("mscale_all_dim")
-        )
+        return magnitude(section.positive_float("mscale")) / magnitude(section.positive_float("mscale_all_dim"))
     return magnitude(1.0)
 
 

@@ -114,9 +114,7 @@ class DecoderWeights:
     def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec) -> None:
         self._checkpoint = checkpoint
         self._entries = {name: checkpoint.entry(name, shape) for name, shape in tensor_shapes(spec).items()}
-        left_over = [
-            name for name in checkpoint.tensors if name not in self._entries and not _IGNORED.search(name)
-        ]
+        left_over = [name for name in checkpoint.tensors if name not in self._entries and not _IGNORED.search(name)]
         if spec.tie_word_embeddings and "lm_head.weight" in left_over:
             left_over.remove("lm_head.weight")
             self._check_tied()

@@ -150,9 +150,7 @@ WRONG_CONFIG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "field"), WRONG_CONFIG, ids=lambda value: json.dumps(value)[:60])
-def test_wrong_configuration(
-    small_checkpoint: Path, tmp_path: Path, change: dict[str, Any], field: str
-) -> None:
+def test_wrong_configuration(small_checkpoint: Path, tmp_path: Path, change: dict[str, Any], field: str) -> None:
     edit_json(small_checkpoint / "config.json", **change)
     caught = refusal(small_checkpoint, tmp_path / "out")
     assert caught.field == field

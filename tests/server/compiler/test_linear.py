@@ -53,9 +53,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 def matrix_of(name: str, values: Float32Array) -> Matrix:
-    return Matrix(
-        name=name, num_rows=len(values), num_columns=values.shape[1], read=lambda a, b: values[a:b].copy()
-    )
+    return Matrix(name=name, num_rows=len(values), num_columns=values.shape[1], read=lambda a, b: values[a:b].copy())
 
 
 def run_graph(folder: Path, build: Callable[[GraphBuilder], list[str]], feed: dict[str, np.ndarray]) -> list:
@@ -152,15 +150,10 @@ def test_several_linears_on_one_input(tmp_path: Path, precision: str, rows: int)
     lowering = lowering_of(precision)
     (packed,) = run_graph(tmp_path, lambda g: [lowering.packed(g, "x", "together", parts)], {"x": x})
     shared = run_graph(tmp_path, lambda g: lowering.shared(g, "x", parts), {"x": x})
-    alone = [
-        run_graph(tmp_path, partial(linear_alone, lowering=lowering, layer=part), {"x": x})[0]
-        for part in parts
-    ]
+    alone = [run_graph(tmp_path, partial(linear_alone, lowering=lowering, layer=part), {"x": x})[0] for part in parts]
     assert packed.shape == (rows, 48)
     np.testing.assert_allclose(packed, np.concatenate(alone, axis=1), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        np.concatenate(shared, axis=1), np.concatenate(alone, axis=1), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(np.concatenate(shared, axis=1), np.concatenate(alone, axis=1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -211,9 +204,7 @@ def decoder_bound(num_layers: int) -> float:
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_decoder_within_its_bound(
-    case: Case, precision: str, artifact_of: Callable[[Case, str], Path]
-) -> None:
+def test_decoder_within_its_bound(case: Case, precision: str, artifact_of: Callable[[Case, str], Path]) -> None:
     ids = prompt(45)
     config = {**case.config, "tie_word_embeddings": False}
     expected = reference.logits(config, dequantised_tensors(case, precision), ids)

@@ -57,9 +57,7 @@ def test_ragged_decode(case: Case, artifact_of: ArtifactOf) -> None:
     lengths = [len(ids) - 3 for ids in sequences]
     expected = [reference.logits(case.config, tensors, ids) for ids in sequences]
     runner = GraphRunner(artifact_of(case, "fp32"), batch=4)
-    padded = [
-        ids[:length] + [0] * (max(lengths) - length) for ids, length in zip(sequences, lengths, strict=True)
-    ]
+    padded = [ids[:length] + [0] * (max(lengths) - length) for ids, length in zip(sequences, lengths, strict=True)]
     last = [row * max(lengths) + length - 1 for row, length in enumerate(lengths)]
     first = runner.step(padded, [0] * 4, rows=last, new=lengths)
     assert error(first, np.stack([e[n - 1] for e, n in zip(expected, lengths, strict=True)])) < BOUND

@@ -21,9 +21,7 @@ from vorta_server.compiler.quantise import (
 
 # Magnitudes that weights have; scales below float32's normal range would round for another reason.
 values = st.floats(-1e4, 1e4, width=32).map(lambda value: 0.0 if abs(value) < 1e-20 else value)
-weights = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 100)), elements=values, fill=st.nothing()
-)
+weights = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 100)), elements=values, fill=st.nothing())
 
 
 @given(weights)
