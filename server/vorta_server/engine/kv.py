@@ -46,7 +46,7 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixMatch:
-    """A slot whose first `length` tokens equal a prompt's. `is_idle`: it is CACHED, so it may be taken over as it is."""
+    """A slot whose first `length` tokens equal a prompt's. `is_idle`: it is CACHED and may be taken over as it is."""
 
     slot: int
     length: int
@@ -105,7 +105,7 @@ class KvSlots:
         return self._slots[slot].state
 
     def find_prefix(self, prompt: NDArray[np.int64]) -> PrefixMatch | None:
-        """The slot that shares the longest prefix with the prompt, less the prompt's last token, which must be computed."""
+        """The slot with the longest common prefix, short of the prompt's last token, which must be computed."""
         limit = len(prompt) - 1
         if limit < MIN_PREFIX_TOKENS:
             return None
@@ -185,7 +185,7 @@ class KvSlots:
             self._slots[slot].state = SlotState.FREE
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
-        """Moves a running sequence's content to a slot that no sequence owns; a cached content there is kept if it can be.
+        """Moves a running sequence to a slot that no sequence owns; a cached content there is kept if it can be.
 
         The source becomes free. Memory: the target takes what it lacks over from the source's account, so a move never
         fails.

@@ -1,7 +1,7 @@
 """The scheduler: which sequences compute what in the next step.
 
-It decides; it computes nothing, and knows neither text nor sampling. A step holds one row for every decoding sequence and
-prefill chunks within a token budget. Policy, in order:
+It decides; it computes nothing, and knows neither text nor sampling. A step holds one row for every decoding sequence
+and prefill chunks within a token budget. Policy, in order:
 
 1. Decoding sequences keep their memory; when it runs out, the sequence of the worst rank is preempted (its tokens are
    kept, its K and V recomputed later, from the prefix cache where that survived).
@@ -213,12 +213,10 @@ class Scheduler:
             deterministic=self._deterministic
             or any(sequence.request.request.sampling.deterministic for sequence in prefilling),
         )
-        return SchedulerStep(
-            batch=batch, decoding=self._decoding, prefilling=prefilling, is_new_composition=is_new
-        )
+        return SchedulerStep(batch=batch, decoding=self._decoding, prefilling=prefilling, is_new_composition=is_new)
 
     def _fill_rows(self) -> None:
-        """Rebuilds the per-row arrays from the sequences. The list is new, so that a step keeps the one it was given."""
+        """Rebuilds the per-row arrays. The list is a new one, so that a step keeps the one it was given."""
         self._decoding = list(self._decoding)
         for row, sequence in enumerate(self._decoding):
             self._token_ids[row] = sequence.tokens[sequence.num_tokens - 1]
@@ -228,7 +226,7 @@ class Scheduler:
         self._is_dirty = False
 
     def _secure_decoding(self) -> None:
-        """Gives every decoding sequence room for one more token, preempting the worst-ranked ones when memory is out."""
+        """Gives every decoding sequence room for one more token, preempting the worst-ranked when memory is out."""
         for sequence in sorted(self._decoding, key=lambda entry: entry.rank):
             while sequence.state is SequenceState.DECODING:
                 if self.kv.reserve(sequence.slot, sequence.num_computed + 1):
@@ -255,9 +253,7 @@ class Scheduler:
         kept = [i for i, sequence in enumerate(chosen) if sequence.state is SequenceState.PREFILLING]
         return [chunks[i] for i in kept], [chosen[i] for i in kept]
 
-    def _add_chunk(
-        self, sequence: Sequence, budget: int, chunks: list[PrefillChunk], chosen: list[Sequence]
-    ) -> int:
+    def _add_chunk(self, sequence: Sequence, budget: int, chunks: list[PrefillChunk], chosen: list[Sequence]) -> int:
         start = sequence.num_computed
         end = min(start + budget, sequence.num_tokens)
         is_last = end == sequence.num_tokens
@@ -265,9 +261,7 @@ class Scheduler:
         if sequence.wants_prompt_logits:
             wanted = LogitsWanted.ALL
         chunks.append(
-            PrefillChunk(
-                slot=sequence.slot, token_ids=sequence.tokens[start:end], num_past=start, logits=wanted
-            )
+            PrefillChunk(slot=sequence.slot, token_ids=sequence.tokens[start:end], num_past=start, logits=wanted)
         )
         chosen.append(sequence)
         return end - start
@@ -349,9 +343,7 @@ class Scheduler:
         self.add(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.kv.release(
-            sequence.slot, sequence.tokens[: sequence.num_computed], cache=self.config.prefix_cache
-        )
+        self.kv.release(sequence.slot, sequence.tokens[: sequence.num_computed], cache=self.config.prefix_cache)
         sequence.slot = -1
 
     def _leave_decoding(self, sequence: Sequence) -> None:

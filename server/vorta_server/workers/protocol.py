@@ -95,9 +95,13 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
-    """Ends a request early; it still answers with one `Finished`. Unknown ids are ignored."""
+    """Ends a request early; it still answers with one `Finished`. Unknown ids are ignored.
+
+    `sent_s` is the front's `time.monotonic()`, from which the worker measures how long the KV memory took to come free.
+    """
 
     request_id: str
+    sent_s: float = 0.0
 
 
 class Tokenize(msgspec.Struct, tag="tokenize", kw_only=True):
@@ -162,9 +166,9 @@ class Step(msgspec.Struct, tag="step", gc=False):
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
-    """The worker's state, sent when it changed, at most a few times a second, and at least once a second.
+    """The worker's state, sent at least once a second while the worker can, and when it changed.
 
-    Counters grow from 0 at the worker's start. `step_count` is the heartbeat: with running requests it must grow.
+    Counters grow from 0 at the worker's start. `step_count` is the heartbeat: it grows while requests run.
     """
 
     running: int
@@ -236,7 +240,7 @@ class FrameBuffer:
         """Adds received bytes and returns the bodies of the frames that are now whole.
 
         Raises:
-            ValueError: A frame announces more than `max_message_bytes`; the stream cannot be trusted any more.
+            ValueError: A frame announces more than `max_message_bytes`; the stream cannot be trusted.
         """
         buffer = self._buffer
         buffer += data

@@ -1,0 +1,581 @@
+"""The engine: requests in, events out, one step at a time.
+
+It joins scheduler, runner, sampler, detokenizer and stop conditions. It is synchronous and single-threaded: a worker
+calls `submit`, `cancel` and `step` from one thread. Every request that `submit` accepted ends in exactly one `Finished`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Sequenced
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from vorta.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    VortaError,
+)
+
+from vorta_server.engine.detokenizer import Detokenizer, TokenDecoder
+from vorta_server.engine.kv import KvSlots
+from vorta_server.engine.request import (
+    Delta,
+    Event,
+    Failure,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    SequenceEnd,
+    Started,
+    TokenAlternative,
+    TokenLogprob,
+)
+from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
+from vorta_server.engine.sampler import RowLogprobs, RowState, Sampler, prompt_logprobs
+from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
+from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
+from vorta_server.engine.stop import StopMatcher
+
+__all__ = ["Engine", "EngineConfig", "EngineCounters", "Vocabulary", "failure_of"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits of the engine.
+
+    Attributes:
+        scheduler: Limits of a step.
+        max_waiting_requests: Requests that may queue before new ones are refused.
+        kv_capacity_tokens: Tokens of KV memory over all slots.
+        max_tokens_cap: Most tokens that one request may ask for, and its default where the context has more room.
+    """
+
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    max_waiting_requests: int = 256
+    kv_capacity_tokens: int = 65_536
+    max_tokens_cap: int = 1 << 20
+
+
+class Vocabulary(TokenDecoder, Protocol):
+    """What the engine must know of the tokenizer, besides decoding."""
+
+    @property
+    def eos_token_ids(self) -> Sequenced[int]:
+        """The tokens that end a text."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, U+FFFD for bytes that are not UTF-8 by themselves."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineCounters:
+    """What the engine did since it started."""
+
+    steps: int = 0
+    step_s_sum: float = 0.0
+    batch_size_sum: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+def failure_of(error: VortaError) -> Failure:
+    """The error as it crosses the worker protocol."""
+    return Failure(
+        code=error.code,
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
+        retry_delay_s=error.retry_delay_s,
+    )
+
+
+class Engine:
+    """Continuous batching over one runner.
+
+    Args:
+        runner: Computes the steps.
+        vocabulary: Turns tokens to text.
+        config: Limits.
+        clock: Seconds, `time.monotonic` but for tests.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        vocabulary: Vocabulary,
+        config: EngineConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config or EngineConfig()
+        self._runner = runner
+        self._vocabulary = vocabulary
+        self._clock = clock
+        info = runner.info
+        if info.num_slots <= 2 * self._config.scheduler.max_running_requests:
+            raise ValueError(
+                f"the runner's {info.num_slots} slots must exceed twice max_running_requests "
+                f"({self._config.scheduler.max_running_requests})"
+            )
+        self._max_model_len = info.max_model_len
+        self._vocab_size = info.vocab_size
+        self._kv = self._new_slots()
+        self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
+        self._sampler = Sampler(info.vocab_size)
+        self._requests: dict[str, RunningRequest] = {}
+        self._order = 0
+        self._rows: list[RowState] = []
+        self._next_deadline_s = float("inf")
+        self.counters = EngineCounters()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would compute anything."""
+        return self._scheduler.has_work
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that own KV memory."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not finished."""
+        return len(self._requests)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence lost its KV memory to another."""
+        return self._scheduler.num_preemptions
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """Tokens of KV memory that running sequences hold."""
+        return self._kv.used_tokens
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens of KV memory over all slots."""
+        return self._config.kv_capacity_tokens
+
+    def submit(self, request: GenerationRequest) -> Started:
+        """Queues a request.
+
+        Raises:
+            InvalidArgument: An empty prompt, a token id outside the vocabulary, or more tokens than the context.
+            ResourceExhausted: The queue is full.
+            AlreadyExists: A request of this id is running.
+            DeadlineExceeded: The deadline passed, or the prompt alone would outlast it at the measured speed.
+        """
+        if request.request_id in self._requests:
+            raise AlreadyExists(
+                f"request {request.request_id!r} is already running",
+                metadata={"request_id": request.request_id},
+            )
+        sampling = request.sampling
+        max_output = self._check(request)
+        self._check_deadline(request)
+        num_queued = sum(not entry.scheduled_s for entry in self._requests.values())
+        if num_queued >= self._config.max_waiting_requests:
+            raise ResourceExhausted(
+                f"the queue holds {self._config.max_waiting_requests} requests already",
+                metadata={"limit": self._config.max_waiting_requests},
+                retry_delay_s=1.0,
+            )
+        running = RunningRequest(request=request)
+        self._requests[request.request_id] = running
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        prompt = np.asarray(request.prompt_token_ids, np.int64)
+        for index in range(sampling.n):
+            running.sequences.append(self._new_sequence(running, index, prompt, max_output, seed))
+        # The siblings follow when the first has computed the prompt, so that they copy its KV.
+        self._scheduler.add(running.sequences[0])
+        if request.deadline_s is not None:
+            self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
+        self.counters.prompt_tokens += len(prompt)
+        return Started(request.request_id, len(prompt))
+
+    def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> list[Event]:
+        """Ends a request now and frees its KV memory. No events when the id is unknown."""
+        running = self._requests.get(request_id)
+        if running is None:
+            return []
+        return [self._cut_short(running, reason)]
+
+    def cancel_all(self, reason: FinishReason) -> list[Event]:
+        """Ends every request now."""
+        return [self._cut_short(running, reason) for running in list(self._requests.values())]
+
+    def step(self) -> list[Event]:
+        """Computes one step and returns its events, in order. Empty when there is nothing to compute.
+
+        A failure of the runner ends every request with one retryable ERROR; the engine goes on with empty slots.
+        """
+        events: list[Event] = []
+        if self._clock() >= self._next_deadline_s:
+            events += self._expire()
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return events
+        started = self._clock()
+        if plan.prefilling:
+            for sequence in plan.prefilling:
+                if sequence.request.scheduled_s is None:
+                    sequence.request.scheduled_s = started
+                    self.counters.cached_prompt_tokens += sequence.request.num_cached_prompt_tokens
+        try:
+            result = self._runner.run(plan.batch)
+            self._scheduler.speed.observe(plan, result)
+            self._process(plan, result, events)
+        except Exception as error:
+            logger.exception("the step failed")
+            events += self._fail_all(error)
+        counters = self.counters
+        counters.steps += 1
+        counters.step_s_sum += self._clock() - started
+        counters.batch_size_sum += len(plan.decoding) + len(plan.prefilling)
+        return events
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the books do not balance; for tests and idle time."""
+        self._kv.check_integrity()
+        if not self._requests:
+            assert not self._scheduler.has_work
+            assert self._kv.used_tokens == 0
+
+    def _new_slots(self) -> KvSlots:
+        info = self._runner.info
+        return KvSlots(
+            num_slots=info.num_slots,
+            max_model_len=info.max_model_len,
+            capacity_tokens=self._config.kv_capacity_tokens,
+            copy_slot=self._runner.copy_slot,
+            discard_slot=self._runner.discard_slot,
+        )
+
+    def _check(self, request: GenerationRequest) -> int:
+        """Checks the prompt and returns the most tokens to generate."""
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        field_name = "prompt_token_ids"
+        if not prompt:
+            raise InvalidArgument("the prompt is empty", reason="MISSING_FIELD", field="prompt")
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= self._vocab_size:
+            wrong = low if low < 0 else high
+            index = prompt.index(wrong)
+            raise InvalidArgument(
+                f"{field_name}[{index}] is {wrong}; the vocabulary has {self._vocab_size} tokens",
+                field=field_name,
+            )
+        for name, token_ids in (
+            ("stop_token_ids", sampling.stop_token_ids),
+            ("logit_bias", sampling.logit_bias),
+        ):
+            for token_id in token_ids:
+                if not 0 <= token_id < self._vocab_size:
+                    raise InvalidArgument(
+                        f"{name} names token {token_id}; the vocabulary has {self._vocab_size} tokens",
+                        field=name,
+                    )
+        room, asked, cap = self._max_model_len - len(prompt), sampling.max_tokens, self._config.max_tokens_cap
+        if asked is not None and asked > cap:
+            raise InvalidArgument(f"max_tokens is {asked}; this server allows {cap}", field="max_tokens")
+        if room < (asked or 1):
+            raise InvalidArgument(
+                f"the prompt has {len(prompt)} tokens and max_tokens is {asked or 1}, together more than the model's "
+                f"context of {self._max_model_len}",
+                reason="CONTEXT_LENGTH_EXCEEDED",
+                field="prompt" if room < 1 else "max_tokens",
+                metadata={"prompt_tokens": len(prompt), "max_model_len": self._max_model_len},
+            )
+        return asked or min(room, cap)
+
+    def _new_sequence(
+        self,
+        running: RunningRequest,
+        index: int,
+        prompt: np.ndarray[tuple[int], np.dtype[np.int64]],
+        max_output: int,
+        seed: int,
+    ) -> Sequence:
+        sampling = running.request.sampling
+        tokens = np.empty(len(prompt) + max_output, np.int64)
+        tokens[: len(prompt)] = prompt
+        self._order += 1
+        return Sequence(
+            request=running,
+            index=index,
+            order=self._order,
+            tokens=tokens,
+            num_tokens=len(prompt),
+            num_prompt=len(prompt),
+            max_output=max_output,
+            row=RowState(
+                sampling,
+                seed=seed + index,
+                prompt_token_ids=running.request.prompt_token_ids,
+                vocab_size=self._vocab_size,
+                eos_token_ids=() if sampling.ignore_eos else self._vocabulary.eos_token_ids,
+            ),
+            detokenizer=Detokenizer(
+                self._vocabulary,
+                prompt_tail=running.request.prompt_token_ids[-8:],
+                skip_special_tokens=sampling.skip_special_tokens,
+            ),
+            stop=StopMatcher(sampling.stop, sampling.include_stop) if sampling.stop else None,
+            wants_prompt_logits=index == 0 and sampling.prompt_logprobs is not None,
+        )
+
+    def _expire(self) -> list[Event]:
+        """Ends the requests whose deadline passed, and the queued ones that cannot meet theirs."""
+        now = self._clock()
+        events: list[Event] = []
+        self._next_deadline_s = float("inf")
+        for running in list(self._requests.values()):
+            deadline_s = running.request.deadline_s
+            if deadline_s is None:
+                continue
+            if now >= deadline_s:
+                events.append(self._cut_short(running, FinishReason.DEADLINE))
+                continue
+            self._next_deadline_s = min(self._next_deadline_s, deadline_s)
+        return events
+
+    def _check_deadline(self, request: GenerationRequest) -> None:
+        if request.deadline_s is None:
+            return
+        token_s = self._scheduler.speed.prefill_token_s or 0.0
+        left_s = request.deadline_s - self._clock()
+        needed_s = token_s * len(request.prompt_token_ids)
+        if left_s <= needed_s:
+            raise DeadlineExceeded(
+                f"the prompt needs about {needed_s:.3f} s and the deadline is {max(left_s, 0.0):.3f} s away"
+            )
+
+    def _process(self, plan: SchedulerStep, result: StepResult, events: list[Event]) -> None:
+        finished: list[Sequence] = []
+        decoding = plan.decoding
+        for sequence, logits in zip(plan.prefilling, result.prefill_logits, strict=True):
+            if sequence.wants_prompt_logits and logits is not None:
+                self._score_prompt(sequence, logits)
+        ready = self._scheduler.advance(plan)
+        if decoding:
+            assert result.decode_logits is not None
+            if plan.is_new_composition or len(self._rows) != len(decoding):
+                self._rows = [sequence.row for sequence in decoding]
+            self._sample(decoding, self._rows, result.decode_logits, events, finished)
+        if ready:
+            self._sample_first(plan, ready, result, events, finished)
+        if finished:
+            self._scheduler.finish(finished)
+            for sequence in finished:
+                if sequence.request.is_finished and self._is_open(sequence.request):
+                    events.append(self._finished_event(sequence.request))
+
+    def _sample_first(
+        self,
+        plan: SchedulerStep,
+        ready: list[Sequence],
+        result: StepResult,
+        events: list[Event],
+        finished: list[Sequence],
+    ) -> None:
+        """Samples the first token of the sequences whose prefill ended, and queues the siblings of theirs."""
+        by_sequence = {
+            id(sequence): logits for sequence, logits in zip(plan.prefilling, result.prefill_logits, strict=True)
+        }
+        last_rows = [by_sequence[id(sequence)] for sequence in ready]
+        logits = np.concatenate([rows[-1:] for rows in last_rows if rows is not None])
+        self._sample(ready, [sequence.row for sequence in ready], logits, events, finished)
+        for sequence in ready:
+            sequence.wants_prompt_logits = False
+            if sequence.index == 0 and sequence.num_output == 1 and len(sequence.request.sequences) > 1:
+                for sibling in sequence.request.sequences[1:]:
+                    self._scheduler.add(sibling)
+
+    def _sample(
+        self,
+        sequences: list[Sequence],
+        rows: list[RowState],
+        logits: FloatArray,
+        events: list[Event],
+        finished: list[Sequence],
+    ) -> None:
+        sampled = self._sampler.sample(logits, rows)
+        now = self._clock()
+        self.counters.generated_tokens += len(sequences)
+        token_ids = sampled.token_ids.tolist()
+        logprobs, bad_rows = sampled.logprobs, sampled.bad_rows
+        for index, sequence in enumerate(sequences):
+            if bad_rows and index in bad_rows:
+                events.append(self._fail_nan(sequence.request))
+                continue
+            if sequence.state is not SequenceState.DECODING:
+                continue  # a sibling's failure ended the request in this step
+            request = sequence.request
+            if request.first_token_s is None:
+                request.first_token_s = now
+            request.last_token_s = now
+            entry = logprobs.get(index) if logprobs else None
+            self._take_token(sequence, token_ids[index], entry, events, finished)
+
+    def _take_token(
+        self,
+        sequence: Sequence,
+        token_id: int,
+        row_logprobs: RowLogprobs | None,
+        events: list[Event],
+        finished: list[Sequence],
+    ) -> None:
+        """Appends a token and emits its delta; a sequence that ends is added to `finished`."""
+        sampling = sequence.request.request.sampling
+        sequence.append(token_id)
+        self._scheduler.set_next_token(sequence, token_id)
+        num_output = sequence.num_output
+        reason: FinishReason | None = None
+        matched: str | int | None = None
+        is_eos = token_id in self._vocabulary.eos_token_ids and not sampling.ignore_eos
+        if is_eos or token_id in sampling.stop_token_ids:
+            reason, matched = FinishReason.STOP, token_id
+            text = sequence.detokenizer.add([token_id]) if sampling.include_stop else ""
+        else:
+            text = sequence.detokenizer.add([token_id])
+        if sequence.stop is not None and num_output >= sampling.min_tokens:
+            step = sequence.stop.feed(text)
+            text = step.emit
+            if step.matched is not None:
+                reason, matched = FinishReason.STOP, step.matched
+        if reason is None and num_output >= sequence.max_output:
+            reason = FinishReason.LENGTH
+        if reason is not None and not isinstance(matched, str):
+            rest = sequence.detokenizer.flush()
+            if sequence.stop is not None:
+                last = sequence.stop.feed(rest)
+                text += last.emit
+                if last.matched is not None:
+                    reason, matched = FinishReason.STOP, last.matched
+                else:
+                    text += sequence.stop.flush()
+            else:
+                text += rest
+        if sampling.echo and num_output == 1:
+            text = (
+                self._vocabulary.decode(sequence.tokens[: sequence.num_prompt].tolist(), sampling.skip_special_tokens)
+                + text
+            )
+        delta = Delta(sequence.request.request.request_id, sequence.index, text, [token_id])
+        if row_logprobs is not None:
+            delta.logprobs = [self._logprob(row_logprobs)]
+        events.append(delta)
+        if reason is not None:
+            if len(sequence.request.sequences) > 1:
+                delta.finish_reason = reason
+            sequence.request.ends[sequence.index] = SequenceEnd(reason, matched, num_output)
+            finished.append(sequence)
+
+    def _logprob(self, row: RowLogprobs) -> TokenLogprob:
+        text = self._vocabulary.token_text
+        return TokenLogprob(
+            row.token_id,
+            text(row.token_id),
+            row.logprob,
+            tuple(
+                TokenAlternative(token_id, text(token_id), value)
+                for token_id, value in zip(row.top_token_ids, row.top_logprobs, strict=True)
+            ),
+        )
+
+    def _score_prompt(self, sequence: Sequence, logits: FloatArray) -> None:
+        """Books the log probabilities of the prompt tokens that follow this chunk's positions."""
+        request = sequence.request
+        top_n = request.request.sampling.prompt_logprobs or 0
+        if request.prompt_logprobs is None:
+            first = int(sequence.tokens[0])
+            request.prompt_logprobs = [TokenLogprob(first, self._vocabulary.token_text(first), None)]
+        start = sequence.num_computed + 1
+        targets = sequence.tokens[start : min(start + len(logits), sequence.num_prompt)]
+        if len(targets):
+            scored = prompt_logprobs(logits[: len(targets)], targets, top_n)
+            request.prompt_logprobs += [self._logprob(row) for row in scored]
+
+    def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> Finished:
+        open_sequences = [s for s in running.sequences if s.index not in running.ends]
+        for sequence in open_sequences:
+            running.ends[sequence.index] = SequenceEnd(reason, None, sequence.num_output)
+        self._scheduler.finish([s for s in open_sequences if self._is_scheduled(s)])
+        return self._finished_event(running, reason=reason, failure=failure)
+
+    def _is_open(self, running: RunningRequest) -> bool:
+        return self._requests.get(running.request.request_id) is running
+
+    def _is_scheduled(self, sequence: Sequence) -> bool:
+        """Whether the scheduler knows the sequence: siblings are queued only after the first one's prefill."""
+        first = sequence.request.sequences[0]
+        return sequence.index == 0 or first.num_output > 0
+
+    def _finished_event(
+        self, running: RunningRequest, *, reason: FinishReason | None = None, failure: Failure | None = None
+    ) -> Finished:
+        request = running.request
+        del self._requests[request.request_id]
+        now = self._clock()
+        scheduled = running.scheduled_s if running.scheduled_s is not None else now
+        first = running.first_token_s if running.first_token_s is not None else now
+        last = running.last_token_s if running.last_token_s is not None else first
+        ends = [running.ends[index] for index in range(len(running.sequences))]
+        return Finished(
+            request_id=request.request_id,
+            finish_reason=reason or ends[0].finish_reason,
+            sequences=ends,
+            prompt_tokens=len(request.prompt_token_ids),
+            completion_tokens=sum(end.num_tokens for end in ends),
+            cached_prompt_tokens=running.num_cached_prompt_tokens,
+            queue_s=scheduled - request.arrival_s,
+            prefill_s=max(0.0, first - scheduled),
+            decode_s=max(0.0, last - first),
+            ttft_s=first - request.arrival_s if running.first_token_s is not None else 0.0,
+            total_s=now - request.arrival_s,
+            prompt_logprobs=running.prompt_logprobs,
+            failure=failure,
+        )
+
+    def _fail_nan(self, running: RunningRequest) -> Finished:
+        error = Internal("the model's output is not a number", metadata={"request_id": running.request.request_id})
+        return self._cut_short(running, FinishReason.ERROR, failure_of(error))
+
+    def _fail_all(self, error: Exception) -> list[Event]:
+        """Ends every request after a step failed, and starts over with empty slots."""
+        events: list[Event] = []
+        for running in list(self._requests.values()):
+            failure = failure_of(
+                Internal(
+                    f"the step failed: {type(error).__name__}",
+                    metadata={"request_id": running.request.request_id},
+                    retry_delay_s=1.0,
+                )
+            )
+            for sequence in running.sequences:
+                running.ends.setdefault(sequence.index, SequenceEnd(FinishReason.ERROR, None, sequence.num_output))
+            events.append(self._finished_event(running, reason=FinishReason.ERROR, failure=failure))
+        self._kv = self._new_slots()
+        self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
+        self._rows = []
+        return events

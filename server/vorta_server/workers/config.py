@@ -1,0 +1,55 @@
+"""What a worker process is told at its start."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["WorkerConfig"]
+
+
+class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
+    """Options of a generation worker, passed as JSON.
+
+    Attributes:
+        model: The model's id.
+        source: Artifact or checkpoint folder; a checkpoint is compiled into `cache_dir` on first use.
+        socket_path: Unix socket to listen on.
+        runner: "onnx" or "fake".
+        precision: fp32, int8 or int4; must equal an artifact's own.
+        max_model_len: Context length; None for the model's own.
+        threads: Compute threads; 0 for one per core that the process may use.
+        max_running_requests: Most sequences computed together.
+        max_waiting_requests: Requests that may queue.
+        max_batched_tokens: Most tokens of one step.
+        max_stall: Prefill of a step may take this many times as long as its decode part.
+        max_tokens_cap: Most tokens that one request may generate.
+        kv_memory_bytes: KV memory over all sequences; 0 for a quarter of what the machine has free.
+        prefix_cache: Whether prompts reuse the KV of equal prefixes.
+        flush_interval_s: Tokens may wait this long for the next ones, so that a message carries several when steps are
+            short. First tokens and ends never wait.
+        parent_pid: The worker dies with this process; 0 for a worker that stands alone.
+        fake_step_s, fake_row_s, fake_prefill_token_s, fake_eos_every: As in `FakeRunnerConfig`.
+    """
+
+    model: str
+    source: str
+    socket_path: str
+    runner: str = "onnx"
+    precision: str = "int8"
+    cache_dir: str = ""
+    max_model_len: int | None = None
+    threads: int = 0
+    max_running_requests: int = 32
+    max_waiting_requests: int = 256
+    max_batched_tokens: int = 512
+    max_stall: float = 1.5
+    max_tokens_cap: int = 1 << 20
+    kv_memory_bytes: int = 0
+    prefix_cache: bool = True
+    flush_interval_s: float = 0.004
+    parent_pid: int = 0
+    log_level: str = "INFO"
+    fake_step_s: float = 0.0
+    fake_row_s: float = 0.0
+    fake_prefill_token_s: float = 0.0
+    fake_eos_every: int = 0
