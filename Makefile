@@ -1,0 +1,95 @@
+# Vorta's commands. `make help` lists them; CI calls the same ones.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup-done
+REFERENCE := $(VENV)/.reference-done
+GRPC_PORT ?= 50051
+HTTP_PORT ?= 8000
+DATA_DIR ?= data
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+$(SETUP): requirements.lock pyproject.toml scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh
+
+$(REFERENCE): $(SETUP) requirements-reference.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-reference.txt
+	@touch $@
+
+.PHONY: setup
+setup: $(SETUP) ## Install everything into .venv
+
+.PHONY: run
+run: $(SETUP) ## Set up and serve the default model (gRPC on 50051, HTTP on 8000)
+	@exec $(BIN)/vorta serve --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --data-dir $(DATA_DIR)
+
+.PHONY: test
+test: $(SETUP) ## Set up and run the tests with coverage; no network, no GPU, no torch
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not reference" --cov --cov-report=term --cov-fail-under=85
+
+.PHONY: test-all
+test-all: $(SETUP) $(REFERENCE) ## All tests, the slow ones and those against torch and transformers too
+	@$(BIN)/python -m pytest -n auto --dist loadgroup
+
+.PHONY: lint
+lint: $(SETUP) ## ruff, mypy --strict, buf lint, current stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/python scripts/generate.py --check
+
+.PHONY: format
+format: $(SETUP) ## Format the code and the protos
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+	@$(BIN)/buf format -w
+
+.PHONY: generate
+generate: $(SETUP) ## Generate the stubs from the protos
+	@$(BIN)/python scripts/generate.py
+
+.PHONY: breaking
+breaking: $(SETUP) ## Check the protos for breaking changes against AGAINST (default: main)
+	@$(BIN)/buf breaking --against '.git#ref=$(or $(AGAINST),main)'
+
+.PHONY: lock
+lock: $(SETUP) ## Resolve requirements.lock anew from pyproject.toml
+	@scripts/lock.sh "$(BIN)"
+
+.PHONY: verify-setup
+verify-setup: $(SETUP) ## Check the installation: imports, artifacts, a served token
+	@$(BIN)/python scripts/verify_setup.py
+
+.PHONY: security-scan
+security-scan: $(SETUP) ## Scan the code and the locked dependencies
+	@scripts/security_scan.sh "$(BIN)"
+
+.PHONY: train-mini
+train-mini: $(SETUP) $(REFERENCE) ## Train vorta-mini from scratch (two CPU cores: about two hours)
+	@$(BIN)/python -m vorta_bench.mini train --preset cpu
+
+.PHONY: performance-test
+performance-test: $(SETUP) ## Load a running default server over gRPC and print tokens per second
+	@$(BIN)/python -m vorta_bench.wire
+
+.PHONY: bench
+bench: $(SETUP) ## Compare the engine with its peers in one run; writes benchmarks/results
+	@$(BIN)/python -m vorta_bench.engine
+
+.PHONY: deploy-staging
+deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubectl context
+	@scripts/deploy_staging.sh
+
+.PHONY: clean
+clean: ## Remove what was built and installed here
+	@rm -rf $(VENV) dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes the virtual environment: everything that serving, testing and linting need, at the locked versions.
+# PYTHON: the interpreter to start from; VENV: where to put it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="${PYTHON:-python3}"
+venv="${VENV:-.venv}"
+
+"$python" - <<'CHECK' || { echo "Vorta needs Python 3.11 or later; set PYTHON to one." >&2; exit 1; }
+import sys
+raise SystemExit(sys.version_info < (3, 11))
+CHECK
+
+if [ ! -x "$venv/bin/pip" ]; then
+  if ! "$python" -m venv "$venv" 2>/dev/null; then
+    echo "installing the venv module" >&2
+    version="$("$python" -c 'import sys; print(f"{sys.version_info.major}.{sys.version_info.minor}")')"
+    apt-get update -qq && apt-get install -y -qq "python$version-venv" >/dev/null
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+  fi
+fi
+echo "installing the locked dependencies into $venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+touch "$venv/.setup-done"
