@@ -1,0 +1,203 @@
+"""Training documents from the tasks, packed into rows of token ids, made by processes ahead of the training loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from vorta_bench.mini.chat import ASSISTANT_START, END_OF_TEXT, TURN_END, render
+from vorta_bench.tasks import Case, Message, generate
+
+# Documents of each task in a thousand or so; hard skills get more.
+WEIGHTS: Mapping[str, float] = {
+    "add": 130, "subtract": 130, "multiply": 90, "divide": 60, "chain": 60,
+    "sort_numbers": 80, "sort_words": 60, "count_items": 40, "count_letters": 40, "count_words": 25, "convert": 50,
+    "date_format": 35, "date_add": 50, "extract": 45, "tool_call": 35, "tool_answer": 12,
+    "lookup": 110, "lookup_unknown": 45, "lookup_long": 6,
+    "about": 55, "definition": 35, "small_talk": 15, "story": 8,
+}  # fmt: skip
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are vorta-mini, a small and precise assistant.",
+    "Answer briefly.",
+    "Be exact.",
+)
+# Tasks whose questions stand alone, so that several of them make one chat.
+_CHAINABLE = frozenset(WEIGHTS) - {"extract", "tool_call", "tool_answer", "lookup", "lookup_unknown", "lookup_long"}
+_CASES_PER_DRAW = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Packed rows: token ids [R, L], document numbers [R, L] (0 is padding), which tokens are learnt [R, L]."""
+
+    tokens: NDArray[np.int16]
+    documents: NDArray[np.int16]
+    learnt: NDArray[np.bool_]
+
+
+def document_parts(cases: list[Case], rng: Random) -> list[tuple[str, bool]]:
+    """One document as (text, is it learnt) parts: one raw case, or a chat of one or more cases."""
+    first = cases[0]
+    if first.kind == "raw":
+        return [(first.prompt, False), (f" {first.answer}{END_OF_TEXT}", True)]
+    messages = list(first.messages)
+    if messages[0].role != "system" and not first.tools and rng.random() < 0.15:
+        messages.insert(0, Message(role="system", content=rng.choice(SYSTEM_PROMPTS)))
+    parts = [(render(messages, first.tools) + ASSISTANT_START, False), (first.answer + TURN_END, True)]
+    turns = list(first.follow_ups)
+    turns += [(case.messages[-1].content if case.kind == "chat" else case.prompt, case.answer) for case in cases[1:]]
+    for question, answer in turns:
+        parts += [
+            ("\n" + render([Message(role="user", content=question)]) + ASSISTANT_START, False),
+            (answer + TURN_END, True),
+        ]
+    return parts
+
+
+def draw_documents(rng: Random, count: int, weights: Mapping[str, float] = WEIGHTS) -> list[list[tuple[str, bool]]]:
+    """`count` documents of all tasks by weight, as parts."""
+    names = rng.choices(list(weights), list(weights.values()), k=count * 2)
+    stock: dict[str, list[Case]] = {name: [] for name in weights}
+
+    def take(name: str) -> Case:
+        if not stock[name]:
+            stock[name] = generate(name, "train", _CASES_PER_DRAW, rng.getrandbits(62))
+        return stock[name].pop()
+
+    documents: list[list[tuple[str, bool]]] = []
+    while len(documents) < count:
+        name = names.pop() if names else rng.choices(list(weights), list(weights.values()))[0]
+        cases = [take(name)]
+        if name in _CHAINABLE and cases[0].kind == "chat" and rng.random() < 0.4:
+            others = rng.choices(list(weights), list(weights.values()), k=rng.randint(1, 3))
+            cases += [take(other) for other in others if other in _CHAINABLE]
+        documents.append(document_parts(cases, rng))
+    return documents
+
+
+def encode_documents(
+    tokenizer: Tokenizer, documents: list[list[tuple[str, bool]]]
+) -> list[tuple[list[int], list[bool]]]:
+    """Token ids of each document and which of them are learnt; parts are encoded apart, as at inference."""
+    flat = [text for parts in documents for text, _ in parts]
+    encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+    encoded: list[tuple[list[int], list[bool]]] = []
+    for parts in documents:
+        ids: list[int] = []
+        learnt: list[bool] = []
+        for _, is_learnt in parts:
+            piece = next(encodings).ids
+            ids += piece
+            learnt += [is_learnt] * len(piece)
+        encoded.append((ids, learnt))
+    return encoded
+
+
+def pack(encoded: list[tuple[list[int], list[bool]]], length: int) -> Rows:
+    """Rows of `length` filled with whole documents, first fit over the last rows; longer documents are cut."""
+    rows: list[list[tuple[list[int], list[bool]]]] = []
+    room: list[int] = []
+    for ids, learnt in encoded:
+        ids, learnt = ids[:length], learnt[:length]
+        start = max(0, len(rows) - 24)
+        index = next((i for i in range(start, len(rows)) if room[i] >= len(ids)), None)
+        if index is None:
+            rows.append([])
+            room.append(length)
+            index = len(rows) - 1
+        rows[index].append((ids, learnt))
+        room[index] -= len(ids)
+    result = Rows(
+        tokens=np.zeros((len(rows), length), np.int16),
+        documents=np.zeros((len(rows), length), np.int16),
+        learnt=np.zeros((len(rows), length), np.bool_),
+    )
+    for index, row in enumerate(rows):
+        position = 0
+        for number, (ids, learnt) in enumerate(row, 1):
+            end = position + len(ids)
+            result.tokens[index, position:end] = ids
+            result.documents[index, position:end] = number
+            result.learnt[index, position:end] = learnt
+            position = end
+    return result
+
+
+_worker_tokenizer: Tokenizer | None = None
+
+
+def _start_worker(path: str) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = Tokenizer.from_file(path)
+
+
+def make_chunk(seed: int, num_documents: int, short: int, long: int) -> tuple[Rows, Rows]:
+    """Rows of `short` tokens, and rows of `long` tokens with the documents that do not fit the short ones."""
+    assert _worker_tokenizer is not None
+    rng = Random(f"chunk/{seed}")
+    encoded = encode_documents(_worker_tokenizer, draw_documents(rng, num_documents))
+    rng.shuffle(encoded)
+    return (
+        pack([item for item in encoded if len(item[0]) <= short], short),
+        pack([item for item in encoded if len(item[0]) > short], long),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusStream:
+    """An endless, deterministic stream of row batches, each of about `batch_tokens` tokens in rows of one length."""
+
+    tokenizer_path: Path
+    seed: int
+    batch_tokens: int
+    num_workers: int
+    short: int = 256
+    long: int = 1536
+    documents_per_chunk: int = 6000
+
+    def __iter__(self) -> Iterator[Rows]:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(self.num_workers, context, _start_worker, (str(self.tokenizer_path),)) as pool:
+            pending: deque[Future[tuple[Rows, Rows]]] = deque()
+            chunk = 0
+            rest: dict[int, Rows | None] = {self.short: None, self.long: None}
+            while True:
+                while len(pending) < 2 * self.num_workers:
+                    arguments = (self.seed * 1_000_003 + chunk, self.documents_per_chunk, self.short, self.long)
+                    pending.append(pool.submit(make_chunk, *arguments))
+                    chunk += 1
+                batches: list[Rows] = []
+                for length, rows in zip((self.short, self.long), pending.popleft().result(), strict=True):
+                    full, rest[length] = _cut(_join(rest[length], rows), max(1, self.batch_tokens // length))
+                    batches += full
+                Random(chunk).shuffle(batches)
+                yield from batches
+
+
+def _join(first: Rows | None, second: Rows) -> Rows:
+    if first is None:
+        return second
+    return Rows(
+        tokens=np.concatenate([first.tokens, second.tokens]),
+        documents=np.concatenate([first.documents, second.documents]),
+        learnt=np.concatenate([first.learnt, second.learnt]),
+    )
+
+
+def _cut(rows: Rows, num_rows: int) -> tuple[list[Rows], Rows]:
+    def part(start: int, end: int) -> Rows:
+        return Rows(tokens=rows.tokens[start:end], documents=rows.documents[start:end], learnt=rows.learnt[start:end])
+
+    total = len(rows.tokens)
+    whole = total // num_rows * num_rows
+    return [part(start, start + num_rows) for start in range(0, whole, num_rows)], part(whole, total)

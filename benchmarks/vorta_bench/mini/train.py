@@ -1,0 +1,172 @@
+"""Training of vorta-mini: a budget, warm-up, plateau, linear decay; quantisation-aware in the later part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vorta_bench.mini.corpus import CorpusStream, Rows
+from vorta_bench.mini.model import MiniModel, ModelConfig
+from vorta_bench.mini.optimizer import Muon, split_parameters
+from vorta_bench.mini.quantization import Precision, quantize_weight, straight_through
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Training ends at `max_steps` or after `time_budget_s`, whichever is first; the schedule follows the nearer."""
+
+    time_budget_s: float = 3600.0
+    max_steps: int = 1_000_000
+    batch_tokens: int = 4096
+    matrix_learning_rate: float = 0.02
+    other_learning_rate: float = 0.004
+    warmup_steps: int = 100
+    decay_from: float = 0.5
+    quantize_from: float = 0.6
+    num_workers: int = 1
+    seed: int = 1
+    compile: bool = True
+    log_every: int = 20
+    save_every_s: float = 300.0
+
+    def learning_rate_factor(self, step: int, progress: float) -> float:
+        """Factor on both learning rates at a step, with `progress` from 0 to 1."""
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        decay = 1.0 if progress < self.decay_from else max(0.02, (1 - progress) / (1 - self.decay_from))
+        return warm * decay
+
+
+def attention_mask(documents: Tensor) -> Tensor:
+    """[B, 1, L, L]: a query sees earlier positions of its own document."""
+    length = documents.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    return ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]
+
+
+@contextmanager
+def weights_as(matrices: Sequence[nn.Parameter], precision: Precision) -> Iterator[None]:
+    """Inside, the matrices hold their values after a round trip through `precision`; afterwards the exact ones again.
+
+    Gradients taken inside are thus straight-through. Changing the values rather than the graph keeps one compiled
+    graph for all.
+    """
+    exact = [matrix.detach().clone() for matrix in matrices] if precision != "fp32" else []
+    with torch.no_grad():
+        for matrix, value in zip(matrices, exact, strict=False):
+            matrix.copy_(quantize_weight(value, precision))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for matrix, value in zip(matrices, exact, strict=False):
+                matrix.copy_(value)
+
+
+def loss_of(hidden: Tensor, head: Tensor, tokens: Tensor, learnt: Tensor) -> Tensor:
+    """Mean cross entropy of the learnt tokens [B, L]; the output layer `head` [vocab, hidden] runs on these only."""
+    rows, columns = torch.nonzero(learnt[:, 1:], as_tuple=True)
+    logits = functional.linear(hidden[rows, columns], head).float()
+    return functional.cross_entropy(logits, tokens[rows, columns + 1])
+
+
+def choose_precision(rng: Random, progress: float, quantize_from: float) -> Precision:
+    """Full precision before `quantize_from`, then mostly int4."""
+    if progress < quantize_from:
+        return "fp32"
+    return "int4" if rng.random() < 0.8 else "fp32"
+
+
+def train(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    tokenizer_path: Path,
+    out: Path,
+    resume: Path | None = None,
+    device: str = "cpu",
+) -> MiniModel:
+    """Train and return the model; `out`/state.pt is written every `save_every_s` and at the end.
+
+    On CUDA, computes in bfloat16 by autocast; on a CPU in fp32.
+    """
+    torch.manual_seed(config.seed)
+    rng = Random(config.seed)
+    model = MiniModel(model_config).to(device)
+    matrices, others = split_parameters(model)
+    muon = Muon(matrices)
+    adam = torch.optim.AdamW(others, lr=config.other_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    if resume is not None:
+        state = torch.load(resume, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        adam.load_state_dict(state["adam"])
+        for buffer, saved in zip(muon.buffers, state["muon"], strict=True):
+            buffer.copy_(saved)
+
+    def save() -> None:
+        state = {
+            "model": model.state_dict(),
+            "adam": adam.state_dict(),
+            "muon": muon.buffers,
+            "config": asdict(model_config),
+        }
+        torch.save(state, out / "state.tmp")
+        (out / "state.tmp").replace(out / "state.pt")
+
+    out.mkdir(parents=True, exist_ok=True)
+    compute_hidden = torch.compile(model.hidden, dynamic=False) if config.compile else model.hidden
+    stream = CorpusStream(
+        tokenizer_path=tokenizer_path,
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+        num_workers=config.num_workers,
+    )
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{num_parameters / 1e6:.2f} M parameters on {device}, {config}", flush=True)
+    start = last_save = time.monotonic()
+    num_tokens, running, step = 0, 0.0, 0
+    for step, rows in enumerate(stream):
+        elapsed = time.monotonic() - start
+        progress = max(step / config.max_steps, elapsed / config.time_budget_s)
+        if progress >= 1:
+            break
+        factor = config.learning_rate_factor(step, progress)
+        precision = choose_precision(rng, progress, config.quantize_from)
+        tokens, documents, learnt = _on_device(rows, device)
+        positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
+        with weights_as(matrices, precision), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            hidden = compute_hidden(tokens, positions, attention_mask(documents))
+            loss = loss_of(hidden, straight_through(model.model.embed_tokens.weight, precision), tokens, learnt)
+            loss.backward()
+        muon.step(config.matrix_learning_rate * factor)
+        for group in adam.param_groups:
+            group["lr"] = config.other_learning_rate * factor
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        num_tokens += tokens.numel()
+        if step % config.log_every == 0:
+            elapsed = time.monotonic() - start
+            running = loss.item() if step == 0 else 0.5 * running + 0.5 * loss.item()
+            print(
+                f"step {step} loss {running:.3f} tokens {num_tokens / 1e6:.2f}M {num_tokens / elapsed:.0f}/s "
+                f"progress {progress:.3f} lr {factor:.2f} {precision}",
+                flush=True,
+            )
+        if time.monotonic() - last_save > config.save_every_s:
+            save()
+            last_save = time.monotonic()
+    save()
+    print(f"trained {step} steps, {num_tokens / 1e6:.1f} M tokens, {time.monotonic() - start:.0f} s", flush=True)
+    return model
+
+
+def _on_device(rows: Rows, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = torch.from_numpy(rows.tokens).to(device, non_blocking=True).long()
+    documents = torch.from_numpy(rows.documents).to(device, non_blocking=True)
+    return tokens, documents, torch.from_numpy(rows.learnt).to(device, non_blocking=True)

@@ -1,0 +1,301 @@
+# ruff: noqa: E501 - a table of texts, one row a line, is read best unwrapped
+"""Word lists, and names invented from syllables, that the task generators draw from."""
+
+from __future__ import annotations
+
+from random import Random
+
+FIRST_NAMES = [
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Elena",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Iris",
+    "Jonas",
+    "Kira",
+    "Leo",
+    "Mara",
+    "Nils",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Simon",
+    "Tara",
+    "Viktor",
+    "Alma",
+    "Boris",
+    "Carla",
+    "Dora",
+    "Emil",
+    "Frida",
+    "Gustav",
+    "Helen",
+    "Ivan",
+    "Julia",
+    "Karl",
+    "Lena",
+    "Marco",
+    "Nora",
+    "Oscar",
+    "Petra",
+    "Rita",
+    "Sam",
+    "Tom",
+    "Vera",
+]
+LAST_NAMES = [
+    "Berg",
+    "Cole",
+    "Dahl",
+    "Evans",
+    "Fischer",
+    "Grant",
+    "Holm",
+    "Ivers",
+    "Jensen",
+    "Keller",
+    "Lund",
+    "Meyer",
+    "Nolan",
+    "Olsen",
+    "Parker",
+    "Quinn",
+    "Reed",
+    "Stone",
+    "Turner",
+    "Vogel",
+    "Weber",
+    "Young",
+    "Adler",
+    "Brandt",
+    "Castro",
+    "Diaz",
+    "Engel",
+    "Foster",
+    "Garcia",
+    "Hart",
+]
+CITIES = [
+    "Oslo",
+    "Paris",
+    "Rome",
+    "Berlin",
+    "Madrid",
+    "Lisbon",
+    "Vienna",
+    "Prague",
+    "Dublin",
+    "Athens",
+    "Cairo",
+    "Tokyo",
+    "Delhi",
+    "Lima",
+    "Boston",
+    "Chicago",
+    "Denver",
+    "Seattle",
+    "Toronto",
+    "Sydney",
+    "Geneva",
+    "Hamburg",
+    "Milan",
+    "Porto",
+    "Bergen",
+    "Zurich",
+    "Krakow",
+    "Nairobi",
+    "Seoul",
+    "Quito",
+]
+JOBS = [
+    "nurse",
+    "teacher",
+    "baker",
+    "pilot",
+    "farmer",
+    "doctor",
+    "lawyer",
+    "painter",
+    "driver",
+    "singer",
+    "writer",
+    "cook",
+    "judge",
+    "dentist",
+    "plumber",
+    "librarian",
+    "engineer",
+    "gardener",
+    "tailor",
+    "carpenter",
+]
+COLOURS = ["red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "grey", "pink", "silver"]
+ITEMS = [
+    "apple",
+    "pear",
+    "plum",
+    "lemon",
+    "cherry",
+    "grape",
+    "fig",
+    "peach",
+    "melon",
+    "mango",
+    "carrot",
+    "onion",
+    "potato",
+    "pepper",
+    "bean",
+    "spoon",
+    "fork",
+    "knife",
+    "cup",
+    "plate",
+    "bottle",
+    "lamp",
+    "chair",
+    "table",
+    "clock",
+    "mirror",
+    "pillow",
+    "blanket",
+    "basket",
+    "candle",
+    "pencil",
+    "notebook",
+    "hammer",
+    "ladder",
+    "rope",
+    "bucket",
+    "bicycle",
+    "guitar",
+    "drum",
+    "piano",
+    "violin",
+    "kite",
+    "ball",
+    "doll",
+    "puzzle",
+    "camera",
+    "phone",
+    "jacket",
+    "scarf",
+    "glove",
+    "boot",
+    "hat",
+    "umbrella",
+]
+ANIMALS = [
+    "cat",
+    "dog",
+    "fox",
+    "bear",
+    "wolf",
+    "otter",
+    "horse",
+    "sheep",
+    "goat",
+    "rabbit",
+    "mouse",
+    "owl",
+    "eagle",
+    "swan",
+    "crow",
+    "frog",
+    "turtle",
+    "whale",
+    "seal",
+    "tiger",
+]
+WORDS = tuple(sorted(set(
+    ITEMS + ANIMALS + COLOURS
+    + ["river", "mountain", "forest", "garden", "window", "market", "bridge", "castle", "island", "harbor", "letter", "music", "summer", "winter", "morning", "evening", "teacher", "engine", "rocket", "planet", "copper", "iron", "cotton", "silk", "paper", "stone", "sand", "cloud", "storm", "thunder", "shadow", "mirror", "number", "village", "valley", "desert", "ocean", "beach", "tunnel", "tower", "anchor", "sailor", "captain", "doctor", "farmer", "kitchen", "dinner", "bread", "butter", "honey", "sugar", "salt", "coffee"]
+)))  # fmt: skip
+HOBBIES = [
+    "chess",
+    "tennis",
+    "painting",
+    "fishing",
+    "cooking",
+    "hiking",
+    "sailing",
+    "dancing",
+    "skiing",
+    "gardening",
+    "reading",
+    "swimming",
+]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+_ONSETS = [
+    "b",
+    "br",
+    "c",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pr",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+]
+_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "o", "ia", "ei"]
+_CODAS = ["", "", "", "", "n", "r", "l", "s", "x", "k", "m"]
+
+
+def invent(rng: Random, syllables: int | None = None) -> str:
+    """A capitalised name that means nothing, such as "Belvaro"."""
+    count = syllables or rng.choice((2, 2, 3))
+    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count)]
+    return ("".join(parts) + rng.choice(_CODAS)).capitalize()
+
+
+def person(rng: Random) -> str:
+    """A first and a last name; one in three has an invented part."""
+    first = rng.choice(FIRST_NAMES) if rng.random() < 0.75 else invent(rng, 2)
+    last = rng.choice(LAST_NAMES) if rng.random() < 0.65 else invent(rng)
+    return f"{first} {last}"
+
+
+def place(rng: Random) -> str:
+    """A city that exists, or one that does not."""
+    return rng.choice(CITIES) if rng.random() < 0.5 else invent(rng)
+
+
+def code(rng: Random) -> str:
+    """A short code such as "KX-402"."""
+    letters = "".join(rng.choice("ABCDEFGHKLMNPRSTVXZ") for _ in range(2))
+    return f"{letters}-{rng.randint(100, 999)}"
