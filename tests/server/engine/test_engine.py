@@ -1,0 +1,294 @@
+"""The engine over the fake runner, whose tokens depend on all of a slot's history: any mix-up of slots shows."""
+
+from __future__ import annotations
+
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vorta.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, ResourceExhausted, VortaError
+
+from tests.server.engine.fakes import Clock, ends_of, expected, make_engine, request, run, text_of, tokens_of
+from vorta_server.engine.request import Delta, Finished, FinishReason
+from vorta_server.engine.runner import StepBatch, StepResult
+
+PROMPT = list(range(1, 30))
+
+
+def test_tokens_are_the_models() -> None:
+    engine, runner = make_engine()
+    started = engine.submit(request("a", PROMPT))
+    assert started.prompt_tokens == len(PROMPT)
+    events = run(engine)
+    assert tokens_of(events, "a") == expected(runner, PROMPT, 8)
+    (end,) = ends_of(events, "a")
+    assert end.finish_reason is FinishReason.LENGTH
+    assert (end.prompt_tokens, end.completion_tokens) == (len(PROMPT), 8)
+    assert isinstance(events[-1], Finished)
+    engine.check_integrity()
+
+
+def test_requests_of_different_lengths_do_not_mix() -> None:
+    engine, runner = make_engine(max_running=4, max_batched_tokens=16)
+    prompts = {f"r{i}": [i + 1] * (3 + 11 * i) for i in range(9)}
+    for key, prompt in prompts.items():
+        engine.submit(request(key, prompt, max_tokens=5 + len(prompt) % 7))
+    events = run(engine)
+    for key, prompt in prompts.items():
+        assert tokens_of(events, key) == expected(runner, prompt, 5 + len(prompt) % 7)
+        assert len(ends_of(events, key)) == 1
+    engine.check_integrity()
+
+
+def test_prefix_is_reused_and_changes_nothing() -> None:
+    engine, runner = make_engine()
+    engine.submit(request("a", PROMPT))
+    first = run(engine)
+    longer = PROMPT + tokens_of(first, "a") + [5, 6, 7]
+    engine.submit(request("b", longer))
+    events = run(engine)
+    (end,) = ends_of(events, "b")
+    assert end.cached_prompt_tokens >= len(PROMPT) + 7
+    assert tokens_of(events, "b") == expected(runner, longer, 8)
+
+
+def test_siblings_share_the_prompt() -> None:
+    engine, runner = make_engine()
+    engine.submit(request("a", PROMPT, n=3))
+    events = run(engine)
+    for index in range(3):
+        assert tokens_of(events, "a", index) == expected(runner, PROMPT, 8)
+    (end,) = ends_of(events, "a")
+    assert len(end.sequences) == 3
+    assert end.completion_tokens == 24
+    last = [e for e in events if isinstance(e, Delta) and e.finish_reason is not None]
+    assert [e.sequence_index for e in last] == [0, 1, 2]
+
+
+def test_cancel_frees_memory_before_the_next_step() -> None:
+    engine, _ = make_engine()
+    engine.submit(request("a", PROMPT, max_tokens=100))
+    engine.submit(request("b", [3] * 40, max_tokens=100))
+    for _ in range(6):
+        engine.step()
+    (end,) = engine.cancel("a")
+    assert isinstance(end, Finished)
+    assert end.finish_reason is FinishReason.CANCELLED
+    assert engine.cancel("a") == []
+    engine.cancel("b")
+    assert engine.kv_used_tokens == 0
+    engine.check_integrity()
+
+
+def test_cancel_while_waiting_and_while_prefilling() -> None:
+    engine, runner = make_engine(max_running=1, max_batched_tokens=8)
+    engine.submit(request("a", PROMPT))
+    engine.submit(request("b", PROMPT))
+    engine.step()
+    engine.cancel("a")
+    engine.cancel("b")
+    assert not engine.has_work
+    engine.submit(request("c", PROMPT))
+    assert tokens_of(run(engine), "c") == expected(runner, PROMPT, 8)
+    engine.check_integrity()
+
+
+def test_deadline_ends_a_running_request_with_its_own_reason() -> None:
+    clock = Clock()
+    engine, _ = make_engine(clock=clock)
+    engine.submit(request("a", PROMPT, max_tokens=50, deadline_s=101.0))
+    engine.step()
+    clock.now_s = 101.5
+    events = engine.step()
+    (end,) = ends_of(events, "a")
+    assert end.finish_reason is FinishReason.DEADLINE
+    assert engine.kv_used_tokens == 0
+
+
+def test_deadline_in_the_past_is_refused() -> None:
+    engine, runner = make_engine()
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(request("a", PROMPT, deadline_s=99.0))
+    assert runner.steps == 0
+
+
+def test_memory_out_preempts_the_latest_and_every_token_stays_right() -> None:
+    engine, runner = make_engine(max_running=4, max_model_len=256, capacity=256, max_batched_tokens=64)
+    for i in range(4):
+        engine.submit(request(f"r{i}", [i + 1] * 50, max_tokens=60))
+    events = run(engine)
+    assert engine.num_preemptions > 0
+    for i in range(4):
+        assert tokens_of(events, f"r{i}") == expected(runner, [i + 1] * 50, 60)
+    engine.check_integrity()
+
+
+def test_better_priority_preempts() -> None:
+    engine, runner = make_engine(max_running=1)
+    engine.submit(request("low", PROMPT, max_tokens=40, priority=5))
+    for _ in range(4):
+        engine.step()
+    engine.submit(request("high", [9, 8, 7], max_tokens=4, priority=-1))
+    events = run(engine)
+    order = [event.request_id for event in events if isinstance(event, Finished)]
+    assert order == ["high", "low"]
+    assert tokens_of(events, "high") == expected(runner, [9, 8, 7], 4)
+
+
+def test_a_long_prompt_is_cut_into_chunks_beside_running_streams() -> None:
+    engine, _ = make_engine(max_batched_tokens=16)
+    engine.submit(request("short", [1, 2, 3], max_tokens=60))
+    engine.step()
+    engine.submit(request("long", [4] * 160, max_tokens=2))
+    tokens_between = []
+    while not tokens_of(events := engine.step(), "long"):
+        tokens_between += tokens_of(events, "short")
+    assert len(tokens_between) >= 8  # the short stream got a token in every step of the long prefill
+
+
+def test_eos_ends_and_ignore_eos_goes_on() -> None:
+    engine, runner = make_engine(eos_every=3)
+    prompt = next(p for p in ([i, i + 1] for i in range(1, 40)) if 0 in expected(runner, p, 6)[1:])
+    engine.submit(request("a", prompt, max_tokens=6))
+    engine.submit(request("b", prompt, max_tokens=6, ignore_eos=True))
+    events = run(engine)
+    tokens = expected(runner, prompt, 6)
+    assert tokens_of(events, "a") == tokens[: tokens.index(0) + 1]
+    (end,) = ends_of(events, "a")
+    assert end.finish_reason is FinishReason.STOP
+    assert end.sequences[0].stop == 0
+    assert tokens_of(events, "b") == tokens
+
+
+def test_stop_string_cuts_the_text() -> None:
+    engine, runner = make_engine()
+    tokens = expected(runner, PROMPT, 20)
+    whole = "".join(chr(97 + t % 26) for t in tokens)
+    stop = whole[5:7]
+    engine.submit(request("a", PROMPT, max_tokens=20, stop=(stop,)))
+    events = run(engine)
+    assert text_of(events, "a") == whole[: whole.index(stop)]
+    assert ends_of(events, "a")[0].sequences[0].stop == stop
+
+
+def test_echo_and_logprobs() -> None:
+    engine, _ = make_engine()
+    engine.submit(request("a", PROMPT, echo=True, logprobs=2, prompt_logprobs=1))
+    events = run(engine)
+    assert text_of(events, "a").startswith("".join(chr(97 + t % 26) for t in PROMPT))
+    scores = [score for e in events if isinstance(e, Delta) for score in e.logprobs or []]
+    assert len(scores) == 8
+    assert all(score.top[0].token_id == score.token_id and len(score.top) == 2 for score in scores)
+    (end,) = ends_of(events, "a")
+    assert end.prompt_logprobs is not None
+    assert [score.token_id for score in end.prompt_logprobs] == PROMPT
+    assert end.prompt_logprobs[0].logprob is None
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [64]}, "prompt_token_ids"),
+        ({"prompt": [-1]}, "prompt_token_ids"),
+        ({"prompt": [1] * 256}, "prompt"),
+        ({"prompt": [1] * 200, "max_tokens": 57}, "max_tokens"),
+        ({"prompt": [1], "stop_token_ids": (64,)}, "stop_token_ids"),
+        ({"prompt": [1], "logit_bias": {99: 1.0}}, "logit_bias"),
+    ],
+)
+def test_bad_requests_name_their_field(options: dict[str, object], field: str) -> None:
+    engine, _ = make_engine()
+    with pytest.raises(InvalidArgument) as caught:
+        engine.submit(request("a", **options))  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert not engine.has_work
+
+
+def test_full_queue_and_double_id_are_refused() -> None:
+    engine, _ = make_engine(max_waiting=2)
+    engine.submit(request("a", PROMPT))
+    with pytest.raises(AlreadyExists):
+        engine.submit(request("a", PROMPT))
+    engine.submit(request("b", PROMPT))
+    with pytest.raises(ResourceExhausted):
+        engine.submit(request("c", PROMPT))
+    assert len(ends_of(run(engine), "a")) == 1
+
+
+def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None:
+    engine, runner = make_engine()
+    engine.submit(request("a", PROMPT))
+    engine.submit(request("b", PROMPT, n=2))
+    original = runner.run
+
+    def broken(batch: StepBatch) -> StepResult:
+        raise RuntimeError("device lost")
+
+    type(runner).run = lambda self, batch: broken(batch)  # type: ignore[method-assign]
+    try:
+        events = engine.step()
+    finally:
+        type(runner).run = original.__func__  # type: ignore[method-assign,attr-defined]
+    for key in ("a", "b"):
+        (end,) = ends_of(events, key)
+        assert end.finish_reason is FinishReason.ERROR
+        assert end.failure is not None
+        assert end.failure.retry_delay_s is not None
+    engine.submit(request("c", PROMPT))
+    assert tokens_of(run(engine), "c") == expected(runner, PROMPT, 8)
+    engine.check_integrity()
+
+
+prompts = st.lists(st.integers(1, 3), min_size=1, max_size=60)
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), prompts, st.integers(1, 40), st.integers(1, 3), st.integers(-1, 1)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("step"), st.integers(1, 6)),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(actions=actions, max_running=st.integers(1, 4), blocks=st.integers(2, 6), budget=st.integers(1, 40))
+def test_any_history_ends_every_request_once_with_the_right_tokens(
+    actions: list[tuple], max_running: int, blocks: int, budget: int
+) -> None:
+    engine, runner = make_engine(
+        max_running=max_running, max_model_len=128, capacity=blocks * 64, max_batched_tokens=budget, eos_every=29
+    )
+    submitted: dict[str, tuple[list[int], int, int]] = {}
+    cancelled: set[str] = set()
+    events = []
+    for action in actions:
+        if action[0] == "submit":
+            _, prompt, max_tokens, n, priority = action
+            key = f"r{len(submitted)}"
+            try:
+                engine.submit(request(key, prompt, max_tokens=max_tokens, n=n, priority=priority))
+            except VortaError:
+                continue
+            submitted[key] = (prompt, max_tokens, n)
+        elif action[0] == "cancel":
+            key = f"r{action[1]}"
+            ended = engine.cancel(key)
+            if ended:
+                cancelled.add(key)
+            events += ended
+        else:
+            for _ in range(action[1]):
+                events += engine.step()
+        engine.check_integrity()
+    events += run(engine)
+    engine.check_integrity()
+    for key, (prompt, max_tokens, n) in submitted.items():
+        assert len(ends_of(events, key)) == 1
+        tokens = expected(runner, prompt, max_tokens)
+        if 0 in tokens:
+            tokens = tokens[: tokens.index(0) + 1]
+        for index in range(n):
+            got = tokens_of(events, key, index)
+            assert got == (tokens[: len(got)] if key in cancelled else tokens)
