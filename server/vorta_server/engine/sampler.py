@@ -1,0 +1,510 @@
+"""Chooses the next token of every row of a batch, in numpy, without a sort over the vocabulary in the common case.
+
+Order of operations on a row's logits, as in vLLM:
+
+1. logit bias, then repetition, frequency and presence penalties;
+2. the min_tokens mask (end-of-sequence and stop tokens become impossible);
+3. log probabilities are read here: log-softmax of the adjusted logits, before temperature;
+4. temperature (below `GREEDY_TEMPERATURE` the largest logit wins and the rest is skipped);
+5. top-k, then top-p on the distribution that top-k left, then min-p relative to the most likely token.
+
+Tokens are ranked by (logit descending, id ascending): top-k keeps exactly k tokens and top-p the shortest prefix of the
+ranking that reaches p. The kept tokens are laid out by ascending id and the row's one uniform number picks from them by
+inverse CDF, so that a row's token depends on its own logits, parameters and uniform alone, never on its batch.
+
+How the work stays small: the maxima of `num_blocks` disjoint blocks bound the k-th largest logit from below (k blocks have
+a maximum of at least the k-th largest block maximum, hence at least k logits do), so one comparison yields every candidate.
+A top-p row takes a few candidates first and is done when their mass reaches p; otherwise it takes the wide path, which is
+exact for any set. Temperature alone needs block sums and the running sum of the one block that the uniform hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vorta.errors import Internal
+from vorta_server.engine.request import SamplingParams
+
+__all__ = ["GREEDY_TEMPERATURE", "RowState", "SampleResult", "Sampler", "TokenScore", "prompt_logprobs"]
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
+
+GREEDY_TEMPERATURE = 1e-5
+"""Below this temperature a row is greedy; vLLM uses the same bound."""
+
+_CHUNK_ELEMENTS = 1 << 17
+"""Logits handled at once (512 KiB as float32), so that a chunk's passes stay in the core's own cache."""
+
+_CDF_BLOCK = 256
+"""Tokens per block of the two-level inverse CDF."""
+
+_MAX_BLOCKS = 1024
+"""Block maxima per row at most: enough for every usual top-k, few enough to sort in microseconds."""
+
+_TOP_P_CANDIDATES = 64
+"""Candidates that a top-p row looks at before it takes the wide path."""
+
+_UNIFORMS_PER_REFILL = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScore:
+    """The log probability of a token in its place, and of the most likely tokens there.
+
+    Attributes:
+        logprob: Natural logarithm, from a float64 normaliser.
+        top_ids: int64 [top_n], most likely first, equal ones by ascending id.
+        top_logprobs: float64 [top_n].
+    """
+
+    logprob: float
+    top_ids: IntArray
+    top_logprobs: DoubleArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleResult:
+    """One token per row.
+
+    Attributes:
+        token_ids: int64 [num_rows]; -1 for a bad row.
+        scores: Per row its score where the row asked for log probabilities, else None; None when no row asked.
+        bad_rows: Rows whose logits hold NaN or +inf, or whose every token is impossible. They got no token.
+    """
+
+    token_ids: IntArray
+    scores: list[TokenScore | None] | None = None
+    bad_rows: tuple[int, ...] = ()
+
+
+class RowState:
+    """What the sampler keeps of one sequence.
+
+    Args:
+        sampling: The request's parameters.
+        seed: Any integer; the row draws from Philox keyed by it, one number per sampled token.
+        prompt_token_ids: The prompt; only looked at when the repetition penalty is on.
+        vocab_size: Ids at or above it in the bias or the stop list are ignored.
+        eos_token_ids: End-of-sequence ids, masked until min_tokens unless the request ignores them.
+    """
+
+    __slots__ = (
+        "_counted_ids",
+        "_counts",
+        "_generator",
+        "_num_counted",
+        "_penalty",
+        "_positions",
+        "_seed",
+        "_uniforms",
+        "bias_ids",
+        "bias_values",
+        "is_adjusted",
+        "is_greedy",
+        "is_penalised",
+        "masked_ids",
+        "min_tokens",
+        "num_generated",
+        "sampling",
+    )
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        prompt_token_ids: Sequence[int],
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.sampling = sampling
+        self.num_generated = 0
+        self.is_greedy = sampling.temperature < GREEDY_TEMPERATURE
+        self._seed = seed
+        self._generator: np.random.Generator | None = None
+        self._uniforms: list[float] = []
+        bias = {i: v for i, v in sampling.logit_bias.items() if 0 <= i < vocab_size}
+        self.bias_ids: IntArray = np.fromiter(bias.keys(), np.int64, len(bias))
+        self.bias_values: FloatArray = np.fromiter(bias.values(), np.float32, len(bias))
+        self.is_penalised = (
+            sampling.presence_penalty != 0.0
+            or sampling.frequency_penalty != 0.0
+            or sampling.repetition_penalty != 1.0
+        )
+        self.is_adjusted = self.is_penalised or bool(bias)
+        self.min_tokens = sampling.min_tokens
+        ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_token_ids))
+        self.masked_ids: IntArray = np.array(sorted(i for i in ends if 0 <= i < vocab_size), np.int64)
+        if not self.masked_ids.size:
+            self.min_tokens = 0
+        self._positions: dict[int, int] = {}
+        self._num_counted = 0
+        self._counts: dict[int, int] = {}
+        if self.is_penalised:
+            # Ids in the order of their first appearance, with what frequency and presence subtract beside them.
+            seen = dict.fromkeys(prompt_token_ids) if sampling.repetition_penalty != 1.0 else {}
+            self._positions = {token_id: position for position, token_id in enumerate(seen)}
+            self._num_counted = len(seen)
+            self._counted_ids: IntArray = np.zeros(len(seen) + 64, np.int64)
+            self._counted_ids[: len(seen)] = np.fromiter(seen, np.int64, len(seen))
+            self._penalty: FloatArray = np.zeros(len(seen) + 64, np.float32)
+
+    def accept(self, token_id: int) -> None:
+        """Counts a generated token. `Sampler.sample` calls it; call it only for tokens chosen elsewhere."""
+        self.num_generated += 1
+        if not self.is_penalised:
+            return
+        sampling = self.sampling
+        position = self._positions.get(token_id)
+        if position is None:
+            position = self._num_counted
+            if position == len(self._counted_ids):
+                self._counted_ids = np.concatenate([self._counted_ids, np.zeros_like(self._counted_ids)])
+                self._penalty = np.concatenate([self._penalty, np.zeros_like(self._penalty)])
+            self._positions[token_id] = position
+            self._counted_ids[position] = token_id
+            self._num_counted += 1
+        count = self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        self._penalty[position] = sampling.presence_penalty + sampling.frequency_penalty * count
+
+    def adjust(self, logits: FloatArray) -> None:
+        """Applies bias and penalties to the row's logits [vocab_size], in place."""
+        if self.bias_ids.size:
+            logits[self.bias_ids] += self.bias_values
+        if self._num_counted:
+            ids = self._counted_ids[: self._num_counted]
+            values = logits[ids]
+            repetition = np.float32(self.sampling.repetition_penalty)
+            if repetition != 1.0:
+                values = np.where(values > 0, values / repetition, values * repetition)
+            logits[ids] = values - self._penalty[: self._num_counted]
+
+    def draw(self) -> float:
+        """The next uniform number in [0, 1) of this row."""
+        if not self._uniforms:
+            if self._generator is None:
+                self._generator = np.random.Generator(np.random.Philox(key=self._seed % (1 << 64)))
+            self._uniforms = self._generator.random(_UNIFORMS_PER_REFILL)[::-1].tolist()
+        return self._uniforms.pop()
+
+
+class _Plan:
+    """A batch's parameters as arrays, made once per composition of the batch."""
+
+    def __init__(self, rows: Sequence[RowState], vocab_size: int) -> None:
+        self.rows = rows
+        self.num_rows = len(rows)
+        self.adjusted = [(i, row) for i, row in enumerate(rows) if row.is_adjusted]
+        self.masked = [(i, row) for i, row in enumerate(rows) if row.num_generated < row.min_tokens]
+        self.scored = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
+        sampled = [i for i, row in enumerate(rows) if not row.is_greedy]
+        free = [i for i in sampled if not _is_restricted(rows[i].sampling, vocab_size)]
+        restricted = [i for i in sampled if _is_restricted(rows[i].sampling, vocab_size)]
+        self.free = np.array(free, np.int64)
+        self.restricted = np.array(restricted, np.int64)
+        self.is_plain_greedy = not (self.adjusted or self.masked or self.scored or sampled)
+        self.inverse_temperature = np.array(
+            [1.0 if row.is_greedy else 1.0 / row.sampling.temperature for row in rows], np.float64
+        )
+        self.top_k = np.array([row.sampling.top_k for row in rows], np.int64)
+        self.top_p = np.array([row.sampling.top_p for row in rows], np.float64)
+        self.min_p = np.array([row.sampling.min_p for row in rows], np.float64)
+
+
+def _is_restricted(sampling: SamplingParams, vocab_size: int) -> bool:
+    return 0 < sampling.top_k < vocab_size or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
+class Sampler:
+    """Samples batches of one model. Keeps scratch memory; one thread calls.
+
+    Args:
+        vocab_size: Columns of the logits.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._num_blocks = max(1, min(_MAX_BLOCKS, vocab_size // 16))
+        self._chunk_rows = max(1, _CHUNK_ELEMENTS // vocab_size)
+        padded = -(-vocab_size // _CDF_BLOCK) * _CDF_BLOCK
+        # Columns beyond the vocabulary stay zero: they weigh nothing in a block's sum.
+        self._weights: FloatArray = np.zeros((self._chunk_rows, padded), np.float32)
+        self._plan = _Plan((), vocab_size)
+
+    def sample(self, logits: FloatArray, rows: Sequence[RowState]) -> SampleResult:
+        """Chooses a token for every row and lets its state accept it.
+
+        Args:
+            logits: float32 [num_rows, vocab_size]; overwritten.
+            rows: One state per row of the logits. When the very same list object comes again, its parameters are
+                taken as unchanged: pass a new list when the batch's composition changes.
+        """
+        plan = self._plan
+        if plan.rows is not rows or plan.num_rows != len(rows):
+            plan = self._plan = _Plan(rows, self._vocab_size)
+        if logits.shape != (plan.num_rows, self._vocab_size):
+            raise ValueError(f"logits have shape {logits.shape}, not ({plan.num_rows}, {self._vocab_size})")
+        for i, row in plan.adjusted:
+            row.adjust(logits[i])
+        if plan.masked:
+            for i, row in plan.masked:
+                if row.num_generated < row.min_tokens:
+                    logits[i, row.masked_ids] = -np.inf
+        token_ids = logits.argmax(axis=1)
+        ids = token_ids.tolist()
+        # argmax stops at the first NaN, so the value it found tells whether the row holds one.
+        maxima = [logits.item(i, j) for i, j in enumerate(ids)]
+        bad_rows = tuple(i for i, value in enumerate(maxima) if not -np.inf < value < np.inf)
+        if plan.is_plain_greedy and not bad_rows:
+            for row, token_id in zip(rows, ids, strict=True):
+                row.num_generated += 1
+            return SampleResult(token_ids=token_ids)
+        if bad_rows:
+            logits[list(bad_rows)] = 0.0
+            for i in bad_rows:
+                maxima[i] = 0.0
+        if plan.free.size or plan.restricted.size:
+            self._sample_rows(logits, np.array(maxima, np.float64), plan, token_ids)
+        scores: list[TokenScore | None] | None = None
+        if plan.scored:
+            scores = [None] * plan.num_rows
+            for i in plan.scored:
+                if i not in bad_rows:
+                    top_n = rows[i].sampling.logprobs or 0
+                    scores[i] = self._score(logits[i], maxima[i], int(token_ids[i]), top_n)
+        if bad_rows:
+            token_ids[list(bad_rows)] = -1
+        for row, token_id in zip(rows, token_ids.tolist(), strict=True):
+            if token_id >= 0:
+                row.accept(token_id)
+        if plan.masked:
+            plan.masked = [(i, row) for i, row in plan.masked if row.num_generated < row.min_tokens]
+            plan.is_plain_greedy = not (
+                plan.adjusted or plan.masked or plan.scored or plan.free.size or plan.restricted.size
+            )
+        return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
+
+    def _sample_rows(
+        self, logits: FloatArray, maxima: DoubleArray, plan: _Plan, token_ids: IntArray
+    ) -> None:
+        """Draws the sampled rows' tokens into `token_ids`, some rows at a time."""
+        for indices, draw in ((plan.free, self._draw_free), (plan.restricted, self._draw_restricted)):
+            for start in range(0, len(indices), self._chunk_rows):
+                chunk = indices[start : start + self._chunk_rows]
+                first, last = int(chunk[0]), int(chunk[-1])
+                part = logits[first : last + 1] if last - first + 1 == len(chunk) else logits[chunk]
+                uniforms = np.array([plan.rows[i].draw() for i in chunk.tolist()], np.float64)
+                token_ids[chunk] = draw(part, maxima[chunk], uniforms, plan, chunk)
+
+    def _weigh(self, logits: FloatArray, maxima: DoubleArray, inverse_temperature: DoubleArray) -> FloatArray:
+        """exp((logit - maximum) / temperature) in scratch memory, [num_rows, padded vocabulary]."""
+        weights = self._weights[: len(logits)]
+        inner = weights[:, : self._vocab_size]
+        np.subtract(logits, maxima.astype(np.float32)[:, None], out=inner)
+        inner *= inverse_temperature.astype(np.float32)[:, None]
+        np.exp(inner, out=inner)
+        return weights
+
+    def _draw_free(
+        self, logits: FloatArray, maxima: DoubleArray, uniforms: DoubleArray, plan: _Plan, chunk: IntArray
+    ) -> IntArray:
+        """Rows with a temperature and nothing else."""
+        return _draw_by_blocks(self._weigh(logits, maxima, plan.inverse_temperature[chunk]), uniforms)
+
+    def _draw_restricted(
+        self, logits: FloatArray, maxima: DoubleArray, uniforms: DoubleArray, plan: _Plan, chunk: IntArray
+    ) -> IntArray:
+        """Rows with top-k, top-p or min-p."""
+        num_rows = len(logits)
+        inverse_temperature = plan.inverse_temperature[chunk]
+        top_k, top_p, min_p = plan.top_k[chunk], plan.top_p[chunk], plan.min_p[chunk]
+        has_k = (top_k > 0) & (top_k < self._vocab_size)
+        needs_mass = ~has_k & (top_p < 1.0)
+        only_min_p = ~has_k & ~needs_mass
+        # No more than this many tokens can be ranked among the candidates; the wide path takes the others.
+        wanted = np.where(has_k, top_k, _TOP_P_CANDIDATES)
+        is_wide = wanted > self._num_blocks
+        bounds = np.empty(num_rows, np.float32)
+        if not only_min_p.all():
+            block_maxima = self._block_maxima(logits)
+            block_maxima.sort(axis=1)
+            nth = self._num_blocks - np.minimum(wanted, self._num_blocks)
+            bounds[:] = block_maxima[np.arange(num_rows), nth]
+        if only_min_p.any():
+            with np.errstate(divide="ignore"):
+                exact = maxima + np.log(min_p) / inverse_temperature
+            # Rounded down, so that the float64 comparison below decides at the border.
+            lowered = np.nextafter(exact.astype(np.float32), np.float32(-np.inf))
+            bounds[only_min_p] = lowered[only_min_p]
+        is_candidate = np.greater_equal(logits, bounds[:, None])
+        counts = np.count_nonzero(is_candidate, axis=1)
+        is_wide |= counts > 4 * _MAX_BLOCKS
+        if is_wide.any():
+            is_candidate[is_wide] = False
+            counts[is_wide] = 0
+        mass = np.full(num_rows, np.inf)
+        if needs_mass.any():
+            weights = self._weigh(logits, maxima, inverse_temperature)
+            mass = np.where(needs_mass, weights.sum(axis=1), np.inf)
+
+        flat = np.flatnonzero(is_candidate)
+        row_of = np.repeat(np.arange(num_rows), counts)
+        width = max(1, int(counts.max()))
+        column = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+        ids = np.zeros((num_rows, width), np.int64)
+        ids[row_of, column] = flat - row_of * self._vocab_size
+        scaled = np.full((num_rows, width), -np.inf)
+        values = logits.reshape(-1)[flat] if logits.flags.c_contiguous else logits[is_candidate]
+        scaled[row_of, column] = (values - maxima[row_of]) * inverse_temperature[row_of]
+
+        order = np.argsort(-scaled, axis=1, kind="stable")
+        ranked = np.exp(np.take_along_axis(scaled, order, axis=1))
+        keep, covered = _keep(ranked, np.where(has_k, top_k, width), top_p, min_p, mass)
+        is_wide |= ~covered
+        kept_weights = np.empty_like(ranked)
+        np.put_along_axis(kept_weights, order, np.where(keep, ranked, 0.0), axis=1)
+        chosen = _pick(kept_weights, uniforms)
+        tokens = ids[np.arange(num_rows), chosen]
+        for i in np.flatnonzero(is_wide).tolist():
+            tokens[i] = self._draw_wide(
+                logits[i],
+                float(maxima[i]),
+                float(inverse_temperature[i]),
+                int(top_k[i]) if has_k[i] else self._vocab_size,
+                float(top_p[i]),
+                float(min_p[i]),
+                float(uniforms[i]),
+            )
+        return tokens
+
+    def _draw_wide(
+        self,
+        logits: FloatArray,
+        maximum: float,
+        inverse_temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        uniform: float,
+    ) -> int:
+        """One row whose kept set may be most of the vocabulary: sorts its values, then draws by blocks."""
+        ranked_logits = np.sort(logits)[::-1][:top_k]
+        ranked = np.exp((ranked_logits - maximum) * inverse_temperature)[None, :]
+        keep, _ = _keep(
+            ranked,
+            np.array([top_k]),
+            np.array([top_p]),
+            np.array([min_p]),
+            np.array([ranked.sum()]),
+        )
+        num_kept = int(keep.sum())
+        border = ranked_logits[num_kept - 1]
+        num_above = int(np.count_nonzero(logits > border))
+        is_kept = logits > border
+        is_kept[np.flatnonzero(logits == border)[: num_kept - num_above]] = True
+        weights = self._weigh(logits[None, :], np.array([maximum]), np.array([inverse_temperature]))
+        weights[0, : self._vocab_size] *= is_kept
+        return int(_draw_by_blocks(weights, np.array([uniform]))[0])
+
+    def _block_maxima(self, logits: FloatArray) -> FloatArray:
+        """[num_rows, num_blocks]: block j holds the ids equal to j modulo the number of blocks, so a maximum over blocks
+        is a maximum over whole vectors."""
+        num_blocks = self._num_blocks
+        depth = self._vocab_size // num_blocks
+        main = depth * num_blocks
+        maxima: FloatArray = logits[:, :main].reshape(len(logits), depth, num_blocks).max(axis=1)
+        rest = self._vocab_size - main
+        if rest:
+            np.maximum(maxima[:, :rest], logits[:, main:], out=maxima[:, :rest])
+        return maxima
+
+    def _score(self, logits: FloatArray, maximum: float, token_id: int, top_n: int) -> TokenScore:
+        """The log probability of a token and the `top_n` largest, of logits [vocab_size] without NaN."""
+        weights = self._weigh(logits[None, :], np.array([maximum]), np.ones(1))
+        normaliser = maximum + float(np.log(weights.sum(dtype=np.float64)))
+        top_n = min(top_n, self._vocab_size)
+        top_ids = np.zeros(0, np.int64)
+        if top_n > self._num_blocks:
+            top_ids = np.argsort(-logits, kind="stable")[:top_n]
+        elif top_n:
+            block_maxima = self._block_maxima(logits[None, :])[0]
+            block_maxima.sort()
+            candidates = np.flatnonzero(logits >= block_maxima[-top_n])
+            top_ids = candidates[np.argsort(-logits[candidates], kind="stable")[:top_n]]
+        return TokenScore(
+            logprob=float(logits[token_id]) - normaliser,
+            top_ids=top_ids,
+            top_logprobs=logits[top_ids].astype(np.float64) - normaliser,
+        )
+
+
+def _keep(
+    ranked: DoubleArray, top_k: IntArray, top_p: DoubleArray, min_p: DoubleArray, mass: DoubleArray
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of the ranked weights [num_rows, width] (1 for the most likely token, descending) are kept.
+
+    `mass` is the sum over the whole vocabulary for rows with top-p and without top-k, inf for the others. The second
+    result says per row whether the candidates decide: false when top-p reaches beyond them.
+    """
+    in_k = np.arange(ranked.shape[1]) < top_k[:, None]
+    weights = np.where(in_k, ranked, 0.0)
+    running = np.cumsum(weights, axis=1)
+    total = np.where(np.isfinite(mass), mass, running[:, -1])
+    goal = np.where(top_p < 1.0, top_p * total, np.inf)
+    keep = in_k & (running - weights < goal[:, None]) & (weights >= min_p[:, None])
+    keep[:, 0] = True
+    covered = np.isinf(goal) | ~np.isfinite(mass) | (running[:, -1] >= goal)
+    return keep, covered
+
+
+def _pick(weights: DoubleArray, uniforms: DoubleArray) -> IntArray:
+    """Inverse CDF per row: the first column whose running sum exceeds uniform × total. Never a column of weight 0, unless
+    all of the row is."""
+    running = np.cumsum(weights, axis=1)
+    total = running[:, -1]
+    target = np.minimum(uniforms * total, np.nextafter(total, 0.0))
+    chosen = np.count_nonzero(running <= target[:, None], axis=1)
+    return np.minimum(chosen, weights.shape[1] - 1)
+
+
+def _draw_by_blocks(weights: FloatArray, uniforms: DoubleArray) -> IntArray:
+    """Inverse CDF over weights [num_rows, a multiple of the block size]: first the block, then the token in it."""
+    num_rows = len(weights)
+    blocks = weights.reshape(num_rows, -1, _CDF_BLOCK)
+    running = np.cumsum(blocks.sum(axis=2), axis=1, dtype=np.float64)
+    total = running[:, -1]
+    target = np.minimum(uniforms * total, np.nextafter(total, 0.0))
+    block = np.count_nonzero(running <= target[:, None], axis=1)
+    every = np.arange(num_rows)
+    rest = target - np.where(block > 0, running[every, block - 1], 0.0)
+    inner = np.cumsum(blocks[every, block], axis=1, dtype=np.float64)
+    # The block's float32 sum may exceed its float64 running sum by a rounding.
+    rest = np.minimum(rest, np.nextafter(inner[:, -1], 0.0))
+    return block * _CDF_BLOCK + np.count_nonzero(inner <= rest[:, None], axis=1)
+
+
+def prompt_logprobs(logits: FloatArray, target_token_ids: Sequence[int] | IntArray, top_n: int) -> list[TokenScore]:
+    """Scores tokens in their places, for prompt scoring.
+
+    Args:
+        logits: float32 [num_tokens, vocab_size], raw; row i predicts `target_token_ids[i]`.
+        target_token_ids: [num_tokens].
+        top_n: Alternatives per place, 0 or more.
+
+    Raises:
+        Internal: A row holds NaN or +inf, or nothing but -inf.
+    """
+    sampler = Sampler(logits.shape[1])
+    scores: list[TokenScore] = []
+    for row, token_id in zip(logits, target_token_ids, strict=True):
+        maximum = float(row.max())
+        if not -np.inf < maximum < np.inf:
+            raise Internal(f"The model's logits at prompt position {len(scores)} are not finite.")
+        scores.append(sampler._score(row, maximum, int(token_id), top_n))
+    return scores
