@@ -1,0 +1,70 @@
+"""What a handler knows of the call that it answers, whatever the wire."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from vorta.errors import VortaError
+
+__all__ = ["CallContext", "CallReport", "is_request_id", "request_id_from"]
+
+_MAX_REQUEST_ID_CHARS = 128
+
+
+@dataclass(slots=True, kw_only=True)
+class CallReport:
+    """What a handler tells the access log; empty for calls that generate nothing."""
+
+    model: str = ""
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float = 0.0
+    ttft_s: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class CallContext:
+    """One call.
+
+    Attributes:
+        method: Full name, such as "/vorta.v1.InferenceService/Generate".
+        request_id: From the `x-request-id` metadata, else made here; in the access log and in every reply.
+        start_s: `time.monotonic()` of its arrival.
+        deadline_s: `time.monotonic()` by which its terminal event must have been written; None for none.
+        tenant: Whose call it is; requests of one tenant are invisible to others. Empty without authentication.
+        metadata: The call's metadata, text values only, keys in lower case.
+        report: Filled by the handler.
+        on_interrupt: Ends the call's writer from outside, even while it waits for its reader. Set by the wire.
+        interruption: Why it was ended so.
+    """
+
+    method: str
+    request_id: str
+    start_s: float
+    deadline_s: float | None = None
+    tenant: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    report: CallReport = field(default_factory=CallReport)
+    on_interrupt: Callable[[], object] | None = None
+    interruption: VortaError | None = None
+
+    def interrupt(self, error: VortaError) -> None:
+        """Ends the call with `error` although its reader does not read. The first interruption counts."""
+        if self.interruption is None:
+            self.interruption = error
+            if self.on_interrupt is not None:
+                self.on_interrupt()
+
+
+def request_id_from(metadata: Mapping[str, str]) -> str:
+    """The caller's `x-request-id` when it is 1 to 128 visible ASCII characters, else a new one."""
+    given = metadata.get("x-request-id", "")
+    return given if is_request_id(given) else secrets.token_hex(8)
+
+
+def is_request_id(text: str) -> bool:
+    """Whether `text` can be a request id: 1 to 128 visible ASCII characters."""
+    return 0 < len(text) <= _MAX_REQUEST_ID_CHARS and all("!" <= char <= "~" for char in text)

@@ -1,0 +1,65 @@
+"""The RPCs of a service as plain functions, bound by the contract's descriptors.
+
+A service is a class with one coroutine function, or one async generator function, per RPC, named after it in
+snake case and taking (request message, CallContext). Wires (grpc, and the gateway in the same process) call the
+bound methods through an `InterceptorChain`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from vorta.errors import InvalidArgument
+
+__all__ = ["Method", "bind_service"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One RPC.
+
+    Attributes:
+        path: "/package.Service/Rpc".
+        request_type, response_type: Message classes.
+        is_streaming: Whether it answers with a stream; then `function` is an async generator function.
+        function: Takes (request, CallContext).
+        is_probe: Health checks and the like: neither limited nor logged.
+    """
+
+    path: str
+    request_type: type[Message]
+    response_type: type[Message]
+    is_streaming: bool
+    function: Callable[..., Any]
+    is_probe: bool = False
+
+    def parse(self, data: bytes) -> Message:
+        """The request in `data`. Raises InvalidArgument (MALFORMED_MESSAGE) when it is none."""
+        try:
+            return self.request_type.FromString(data)
+        except (DecodeError, UnicodeDecodeError):
+            raise InvalidArgument(
+                f"the request's bytes are not a {self.request_type.DESCRIPTOR.full_name}",
+                reason="MALFORMED_MESSAGE",
+            ) from None
+
+
+def bind_service(descriptor: ServiceDescriptor, implementation: object, *, is_probe: bool = False) -> list[Method]:
+    """The methods of a service. Raises AttributeError when the implementation lacks one."""
+    return [
+        Method(
+            path=f"/{descriptor.full_name}/{rpc.name}",
+            request_type=GetMessageClass(rpc.input_type),
+            response_type=GetMessageClass(rpc.output_type),
+            is_streaming=rpc.server_streaming,
+            function=getattr(implementation, re.sub(r"(?<!^)(?=[A-Z])", "_", rpc.name).lower()),
+            is_probe=is_probe,
+        )
+        for rpc in descriptor.methods
+    ]

@@ -1,0 +1,223 @@
+"""Logs of streams that outlive their connection, and the readers that continue them.
+
+A resumable request writes every event into its log, and every connection, the first as any later one, reads the log
+from the index it asks for. Unlike in a plain stream only neighbouring deltas are merged, so that an event's index
+means that everything up to it was sent. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from vorta.errors import Cancelled, OutOfRange, VortaError
+
+from vorta_server.engine.request import Delta, Event, Finished
+from vorta_server.front.stream import WritePacer, event_bytes, merge_deltas, slow_reader
+
+__all__ = ["LogReader", "ResumeBudget", "ResumeLog"]
+
+_MAX_MERGED_BYTES = 256 * 1024
+
+
+class ResumeBudget:
+    """The memory that all logs share.
+
+    Args:
+        max_bytes: Of all logs together.
+        max_bytes_per_request: Of one log.
+    """
+
+    __slots__ = ("max_bytes", "max_bytes_per_request", "used_bytes")
+
+    def __init__(self, *, max_bytes: int, max_bytes_per_request: int) -> None:
+        self.max_bytes = max_bytes
+        self.max_bytes_per_request = max_bytes_per_request
+        self.used_bytes = 0
+
+
+class ResumeLog:
+    """The events of one request, the oldest of which are dropped when the log or all logs are too large."""
+
+    def __init__(self, *, request_id: str, budget: ResumeBudget, pacer: WritePacer) -> None:
+        self._request_id = request_id
+        self._budget = budget
+        self._pacer = pacer
+        self._events: deque[tuple[Event, int]] = deque()
+        self._first_index = 0
+        self._bytes = 0
+        self._reader: LogReader | None = None
+        self._is_closed = False
+        self.is_ended = False
+
+    @property
+    def first_index(self) -> int:
+        """Index of the oldest event kept."""
+        return self._first_index
+
+    @property
+    def next_index(self) -> int:
+        """Index of the next event to come."""
+        return self._first_index + len(self._events)
+
+    def put(self, event: Event) -> None:
+        """Takes the request's next event."""
+        if self._is_closed:
+            return
+        size = event_bytes(event)
+        self._events.append((event, size))
+        self._bytes += size
+        budget = self._budget
+        budget.used_bytes += size
+        if type(event) is Finished:
+            self.is_ended = True
+        while len(self._events) > 1 and (
+            self._bytes > budget.max_bytes_per_request or budget.used_bytes > budget.max_bytes
+        ):
+            self._drop_oldest()
+        if self._reader is not None:
+            self._reader.notice()
+
+    def read(self, next_index: int, *, on_overflow: Callable[[VortaError], None]) -> LogReader:
+        """A reader from `next_index` on. It takes the place of the current one, whose connection is taken as dead.
+
+        Raises:
+            OutOfRange: The event is no longer there, or the stream ended before it (RESUME_GONE).
+        """
+        if (
+            next_index < self._first_index
+            or next_index > self.next_index
+            or (self.is_ended and next_index >= self.next_index)
+        ):
+            raise OutOfRange(
+                f"request {self._request_id} has the events {self._first_index} to {self.next_index - 1}, "
+                f"not {next_index}",
+                metadata={"request_id": self._request_id, "first_index": self._first_index},
+            )
+        if self._reader is not None:
+            self._reader.displace()
+        self._reader = LogReader(self, next_index, self._pacer, on_overflow)
+        return self._reader
+
+    def release(self, reader: LogReader) -> bool:
+        """A reader has gone. Returns whether the log now has no reader."""
+        if self._reader is reader:
+            self._reader = None
+        return self._reader is None
+
+    def event(self, index: int) -> tuple[Event, int] | None:
+        """The event of this index and its bytes; None when it has not come yet."""
+        offset = index - self._first_index
+        return self._events[offset] if offset < len(self._events) else None
+
+    def close(self) -> None:
+        """Forgets everything. Idempotent."""
+        self._is_closed = True
+        self._budget.used_bytes -= self._bytes
+        self._bytes = 0
+        self._first_index = self.next_index
+        self._events.clear()
+        if self._reader is not None:
+            self._reader.displace()
+            self._reader = None
+
+    def _drop_oldest(self) -> None:
+        _, size = self._events.popleft()
+        self._first_index += 1
+        self._bytes -= size
+        self._budget.used_bytes -= size
+        if self._reader is not None:
+            self._reader.lose_before(self._first_index, self._budget.max_bytes_per_request)
+
+
+class LogReader:
+    """One connection's place in a log. Same interface as `StreamBuffer` towards its reader."""
+
+    def __init__(
+        self,
+        log: ResumeLog,
+        next_index: int,
+        pacer: WritePacer,
+        on_overflow: Callable[[VortaError], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._log = log
+        self._next_index = next_index
+        self._pacer = pacer
+        self._on_overflow = on_overflow
+        self._next_write_s = 0.0
+        self._error: VortaError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def next(self) -> tuple[int, Event]:
+        """The next event to write, with the index of the last one merged.
+
+        Raises:
+            ResourceExhausted: The reader was so slow that its next event was dropped (SLOW_READER).
+            Cancelled: Another connection continues this stream.
+        """
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._log.event(self._next_index) is not None:
+                pause_s = self._next_write_s - self._loop.time()
+                if pause_s <= 0 or self._log.is_ended:
+                    return self._take()
+                await self._wait(pause_s)
+            else:
+                await self._wait(None)
+
+    def notice(self) -> None:
+        """The log has grown."""
+        if self._loop.time() >= self._next_write_s or self._log.is_ended:
+            self._wake()
+
+    def displace(self) -> None:
+        """Another connection takes over."""
+        self._fail(Cancelled("the stream is continued by another connection"))
+
+    def lose_before(self, first_index: int, limit_bytes: int) -> None:
+        """The log has dropped what is before `first_index`."""
+        if self._next_index < first_index:
+            self._fail(slow_reader(limit_bytes))
+
+    def _fail(self, error: VortaError) -> None:
+        if self._error is None:
+            self._error = error
+            self._wake()
+            self._on_overflow(error)
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, self._wake) if timeout_s is not None else None
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _take(self) -> tuple[int, Event]:
+        entry = self._log.event(self._next_index)
+        assert entry is not None
+        event, size = entry
+        index = self._next_index
+        if type(event) is Delta:
+            run = [event]
+            while event.finish_reason is None and size < _MAX_MERGED_BYTES:
+                entry = self._log.event(index + 1)
+                if entry is None or type(entry[0]) is not Delta or entry[0].sequence_index != event.sequence_index:
+                    break
+                event = entry[0]
+                size += entry[1]
+                run.append(event)
+                index += 1
+            event = merge_deltas(run)
+            self._next_write_s = self._loop.time() + self._pacer.interval_s
+        self._next_index = index + 1
+        return index, event

@@ -1,0 +1,1 @@
+"""The models that the server knows: ids, sources and states."""
