@@ -76,6 +76,14 @@ class Checkpoint:
 
     Opening reads the configuration and every safetensors header, and checks that each file is as long as its
     header says; no weight is read. Raises CheckpointError for anything that is missing or torn.
+
+    Attributes:
+        config: config.json.
+        generation_config: generation_config.json, empty when there is none.
+        tokenizer_size: how many token ids the tokenizer's model uses, 0 when it does not say.
+        tokenizer_files: the files that go into an artifact as they are.
+        files: the safetensors files.
+        tensors: every tensor of them by name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +95,8 @@ class Checkpoint:
         self.config = read_json_object(folder / "config.json")
         generation = folder / "generation_config.json"
         self.generation_config = read_json_object(generation) if generation.exists() else {}
-        self.tokenizer_files = _tokenizer_files(folder)
+        self.tokenizer_size = _tokenizer_size(folder / "tokenizer.json")
+        self.tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
         self._descriptors: dict[Path, int] = {}
         self.files = _weight_files(folder)
         self.tensors: dict[str, TensorEntry] = {}
@@ -286,12 +295,17 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
-    tokenizer = read_json_object(folder / "tokenizer.json")
-    if not isinstance(tokenizer.get("model"), dict):
-        file = folder / "tokenizer.json"
+def _tokenizer_size(file: Path) -> int:
+    """One more than the largest token id of the tokenizer's model (added tokens not counted), 0 when unknown."""
+    model = read_json_object(file).get("model")
+    if not isinstance(model, dict):
         raise CheckpointError(f"{file} has no tokenizer model", field="tokenizer.json", path=file)
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):  # Unigram: the index is the id
+        return len(vocabulary)
+    if isinstance(vocabulary, dict):
+        return max((value for value in vocabulary.values() if type(value) is int), default=-1) + 1
+    return 0
 
 
 def _weight_files(folder: Path) -> list[Path]:

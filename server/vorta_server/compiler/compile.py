@@ -145,6 +145,13 @@ class _Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 def _read_tokens(checkpoint: Checkpoint, config: ConfigReader, spec: DecoderSpec) -> _Tokens:
     """The special tokens; generation_config.json has the last word, as in the reference implementation."""
+    if checkpoint.tokenizer_size > spec.vocab_size:
+        raise CheckpointError(
+            f"tokenizer.json has {checkpoint.tokenizer_size} tokens, but vocab_size is {spec.vocab_size}: "
+            "it belongs to another model",
+            field="tokenizer.json",
+            path=checkpoint.folder / "tokenizer.json",
+        )
     generation = ConfigReader(checkpoint.generation_config, checkpoint.folder / "generation_config.json")
 
     def token_ids(field: str) -> tuple[int, ...]:

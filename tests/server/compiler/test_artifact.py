@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vorta_server.compiler.artifact import (
     ArtifactError,
@@ -117,6 +117,7 @@ def test_wrong_manifest(artifact: Path, change: Callable[[dict[str, Any]], Any],
     assert caught.value.path == artifact
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_as_manifest(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("artifact")

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from vorta_server.compiler.checkpoint import Checkpoint, CheckpointError, parse_header
@@ -183,6 +183,14 @@ def test_tokenizer_without_a_model(small_checkpoint: Path, tmp_path: Path) -> No
     assert refusal(small_checkpoint, tmp_path / "out").field == "tokenizer.json"
 
 
+@pytest.mark.parametrize("vocabulary", [{"a": 0, "b": 101}, [["a", -1.0]] * 102])
+def test_tokenizer_of_another_model(small_checkpoint: Path, tmp_path: Path, vocabulary: Any) -> None:
+    (small_checkpoint / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    caught = refusal(small_checkpoint, tmp_path / "out")
+    assert caught.field == "tokenizer.json"
+    assert "102 tokens" in str(caught)
+
+
 def test_pickled_weights_are_named(small_checkpoint: Path, tmp_path: Path) -> None:
     (small_checkpoint / "model.safetensors").rename(small_checkpoint / "pytorch_model.bin")
     assert "pytorch_model.bin is a pickle" in str(refusal(small_checkpoint, tmp_path / "out"))
@@ -320,6 +328,7 @@ entries = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=6), entries | json_values, max_size=4) | json_values)
 def test_any_header_is_read_or_refused(header: Any) -> None:
     """Whatever the header says, an accepted tensor lies inside the file and has the bytes of its shape."""
@@ -335,6 +344,7 @@ def test_any_header_is_read_or_refused(header: Any) -> None:
             assert tensor.end_bytes - tensor.start_bytes == size * int(np.prod(tensor.shape))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_as_header_are_refused_or_read(data: bytes) -> None:
     with contextlib.suppress(CheckpointError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vorta_server.compiler.decoder import padded_norm
 from vorta_server.compiler.head import HeadLayout, head_layout
@@ -19,6 +19,7 @@ def rotate(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest])
 
 
+@settings(deadline=None)
 @given(layouts, st.integers(0, 2**32 - 1))
 def test_scores_are_kept(layout: HeadLayout, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -31,6 +32,7 @@ def test_scores_are_kept(layout: HeadLayout, seed: int) -> None:
     np.testing.assert_allclose(moved[0] @ moved[1], expected, rtol=1e-4, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(layouts)
 def test_every_element_has_one_place(layout: HeadLayout) -> None:
     source = layout.source_of()
@@ -40,6 +42,7 @@ def test_every_element_has_one_place(layout: HeadLayout) -> None:
     assert layout.is_identity == np.array_equal(source, np.arange(layout.source_dim))
 
 
+@settings(deadline=None)
 @given(layouts, st.integers(0, 2**32 - 1))
 def test_padded_norm(layout: HeadLayout, seed: int) -> None:
     rng = np.random.default_rng(seed)

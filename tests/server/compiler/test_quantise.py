@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from vorta_server.compiler.quantise import (
@@ -24,6 +24,7 @@ values = st.floats(-1e4, 1e4, width=32).map(lambda value: 0.0 if abs(value) < 1e
 weights = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 100)), elements=values, fill=st.nothing())
 
 
+@settings(deadline=None)
 @given(weights)
 def test_int4_bounds(weight: npt.NDArray[np.float32]) -> None:
     packed, scale = quantise_int4(weight)
@@ -38,6 +39,7 @@ def test_int4_bounds(weight: npt.NDArray[np.float32]) -> None:
     assert (error <= np.where(clipped, 1.0, 0.5) * per_value * (1 + 1e-5)).all()
 
 
+@settings(deadline=None)
 @given(weights)
 def test_int8_bounds(weight: npt.NDArray[np.float32]) -> None:
     codes, scale = quantise_int8(weight)
@@ -72,6 +74,7 @@ def test_zeros_stay_zeros(quantise: Any) -> None:
     assert set(codes.reshape(-1).tolist()) == {0x88} if quantise is quantise_int4 else {128}
 
 
+@settings(deadline=None)
 @given(weights)
 def test_quantising_twice_changes_nothing(weight: npt.NDArray[np.float32]) -> None:
     """Dequantised weights are a fixed point, so a model trained on them compiles without further loss."""

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vorta_server.compiler.config import ConfigReader
+from vorta_server.compiler.family import read_spec
+from vorta_server.compiler.rope import inverse_frequencies
 
 from tests.reference import decoder as reference
 from tests.server.compiler.case import CASES, VOCAB_SIZE, Case, GraphRunner, random_tensors
@@ -52,6 +55,15 @@ def test_logits(
     plain = reference.logits(case.config, random_tensors(case.config), ids)
     assert np.abs(plain - expected).max() / np.abs(expected).max() < 1e-5
     assert error(GraphRunner(artifact_of(case, "fp32")).step([ids], [0]), expected) < 1e-4
+
+
+@standard_case
+def test_frequencies(case: Case, load: Callable[[Case], transformers.PreTrainedModel]) -> None:
+    """The frequencies agree to float32's last bits, so that they do at position 100,000 too."""
+    theirs = load(case).model.rotary_emb
+    rope = read_spec(ConfigReader(case.config, Path("config.json"))).rope
+    np.testing.assert_allclose(inverse_frequencies(rope, 128), theirs.inv_freq.numpy(), rtol=5e-7)
+    assert rope.attention_factor == pytest.approx(theirs.attention_scaling)
 
 
 @standard_case
