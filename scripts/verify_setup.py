@@ -1,0 +1,58 @@
+"""Checks an installation: the server starts, serves the default model, answers, and stops without leaving a process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from vorta import Client
+from vorta.errors import VortaError
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Runs the checks; exits with 1 at the first that fails."""
+    for name in ("grpcio", "protobuf", "onnxruntime", "tokenizers", "uvloop"):
+        print(f"{name} {importlib.metadata.version(name)}")
+    with tempfile.TemporaryDirectory() as folder:
+        port, log = _free_port(), Path(folder) / "server.log"
+        command = [sys.executable, "-m", "vorta.cli", "serve", "--grpc-port", str(port)]
+        command += ["--http-port", str(_free_port()), "--data-dir", folder]
+        started = time.monotonic()
+        with log.open("wb") as output:
+            server = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            reply = None
+            with Client(f"localhost:{port}", timeout_s=60) as client:
+                while reply is None:
+                    try:
+                        reply = client.generate("What is machine learning?", max_tokens=100, temperature=0)
+                    except VortaError as error:
+                        if server.poll() is not None or time.monotonic() - started > 60:
+                            print(log.read_text(), f"no answer: {error}", sep="\n", file=sys.stderr)
+                            raise SystemExit(1) from error
+                        time.sleep(0.2)
+            print(f"first answer {time.monotonic() - started:.1f} s after the start: {reply.text!r}")
+            print(f"{reply.usage.completion_tokens} tokens, {reply.tokens_per_second:.0f} tokens/s")
+        finally:
+            server.send_signal(signal.SIGTERM)
+            status = server.wait(60)
+        if status != 0:
+            print(log.read_text(), f"the server ended with status {status}", sep="\n", file=sys.stderr)
+            raise SystemExit(1)
+    print("the setup works")
+
+
+if __name__ == "__main__":
+    main()
