@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vorta_server.compiler.checkpoint import CheckpointError
+
+# Bounds against values that no model has and that would overflow a float32 or ask for all memory.
+_MAX_INT = 2**31 - 1
+_MAX_FLOAT = 1e30
 
 
 class ConfigReader:
@@ -31,26 +34,28 @@ class ConfigReader:
         """The field as JSON gave it, None when absent."""
         return self._values.get(field)
 
-    def positive_int(self, field: str, default: int | None = None) -> int:
-        """An integer above zero."""
+    def positive_int(self, field: str, default: int | None = None, *, maximum: int = _MAX_INT) -> int:
+        """An integer from 1 to the maximum."""
         value = self._values.get(field)
         if value is None:
             value = default
         if value is None:
             raise self.error(field, "is missing")
-        if type(value) is not int or value < 1:
-            raise self.error(field, f"must be a positive integer, not {value!r}")
+        if type(value) is not int or not 1 <= value <= maximum:
+            raise self.error(field, f"must be an integer from 1 to {maximum}, not {value!r}")
         return value
 
-    def positive_float(self, field: str, default: float | None = None) -> float:
-        """A finite number above zero."""
+    def positive_float(
+        self, field: str, default: float | None = None, *, above: float = 0.0, maximum: float = _MAX_FLOAT
+    ) -> float:
+        """A number greater than `above`, up to the maximum."""
         value = self._values.get(field)
         if value is None:
             value = default
         if value is None:
             raise self.error(field, "is missing")
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise self.error(field, f"must be a positive number, not {value!r}")
+        if type(value) not in (int, float) or not above < value <= maximum:
+            raise self.error(field, f"must be a number above {above:g}, at most {maximum:g}, not {value!r}")
         return float(value)
 
     def flag(self, field: str, default: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vorta_server.compiler.config import ConfigReader
-from vorta_server.compiler.spec import DecoderSpec, read_decoder
+from vorta_server.compiler.spec import DecoderSpec, read_decoder, read_num_layers
 
 ARCHITECTURE = "LlamaForCausalLM"
 
@@ -14,7 +14,7 @@ def read_llama(config: ConfigReader) -> DecoderSpec:
     return read_decoder(
         config,
         ARCHITECTURE,
-        windows=(None,) * config.positive_int("num_hidden_layers"),
+        windows=(None,) * read_num_layers(config),
         max_position_default=2048,
         qkv_bias=attention_bias,
         output_bias=attention_bias,

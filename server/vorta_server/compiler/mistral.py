@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vorta_server.compiler.config import ConfigReader
-from vorta_server.compiler.spec import DecoderSpec, read_decoder
+from vorta_server.compiler.spec import DecoderSpec, read_decoder, read_num_layers
 
 ARCHITECTURE = "MistralForCausalLM"
 
@@ -17,7 +17,7 @@ def read_mistral(config: ConfigReader) -> DecoderSpec:
     return read_decoder(
         config,
         ARCHITECTURE,
-        windows=(window,) * config.positive_int("num_hidden_layers"),
+        windows=(window,) * read_num_layers(config),
         num_kv_heads_default=8,
         max_position_default=4096 * 32,
     )

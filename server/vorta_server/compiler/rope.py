@@ -73,7 +73,7 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int)
     if rope_type == "yarn" and not section.has("factor"):
         factor = max_position_embeddings / original
     elif rope_type != "default":
-        factor = section.positive_float("factor")
+        factor = section.positive_float("factor", maximum=1e6)
     llama3 = rope_type == "llama3"
     low = section.positive_float("low_freq_factor", None if llama3 else 1.0)
     high = section.positive_float("high_freq_factor", None if llama3 else 4.0)
@@ -83,7 +83,7 @@ def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int)
         raise section.error(type_field, "'dynamic' needs more than two rotated elements")
     return RopeSpec(
         rope_type=rope_type,
-        theta=theta_from.positive_float("rope_theta", 10_000.0),
+        theta=theta_from.positive_float("rope_theta", 10_000.0, above=1.0, maximum=1e20),
         rotary_dim=rotary_dim,
         max_position_embeddings=max_position_embeddings,
         original_max_position_embeddings=original,

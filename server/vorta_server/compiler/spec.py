@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.rope import RopeSpec, read_rope
 
+# Far above any model; below what would take all memory before a missing tensor is noticed.
+_MAX_LAYERS = 10_000
+_MAX_POSITIONS = 1 << 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
@@ -72,7 +76,9 @@ def read_decoder(
     if not config.has("head_dim") and head_dim_default is None and hidden_size % num_heads:
         raise config.error("num_attention_heads", f"({num_heads}) must divide hidden_size ({hidden_size})")
     head_dim = config.positive_int("head_dim", head_dim_default or hidden_size // num_heads)
-    max_position_embeddings = config.positive_int("max_position_embeddings", max_position_default)
+    max_position_embeddings = config.positive_int(
+        "max_position_embeddings", max_position_default, maximum=_MAX_POSITIONS
+    )
     return DecoderSpec(
         architecture=architecture,
         model_type=config.text("model_type"),
@@ -95,12 +101,17 @@ def read_decoder(
     )
 
 
+def read_num_layers(config: ConfigReader) -> int:
+    """`num_hidden_layers`."""
+    return config.positive_int("num_hidden_layers", maximum=_MAX_LAYERS)
+
+
 def read_layer_windows(config: ConfigReader) -> tuple[int | None, ...]:
     """Qwen's per-layer windows: `layer_types` (transformers 5), or `use_sliding_window`, `max_window_layers`.
 
     Raises CheckpointError for a list of the wrong length or an unknown kind of layer.
     """
-    num_layers = config.positive_int("num_hidden_layers")
+    num_layers = read_num_layers(config)
     window = None
     if config.flag("use_sliding_window", False):
         window = config.positive_int("sliding_window", 4096)
