@@ -76,7 +76,16 @@ def serving(arguments: list[str]) -> Iterator[Server]:
     """Starts a server and waits until its model serves."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "vorta.cli", "serve", "--grpc-port", str(port), "--http-port", str(free_port())]
+        command = [
+            sys.executable,
+            "-m",
+            "vorta.cli",
+            "serve",
+            "--grpc-port",
+            str(port),
+            "--http-port",
+            str(free_port()),
+        ]
         command += ["--data-dir", folder, *arguments]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:

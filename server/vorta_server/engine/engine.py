@@ -39,7 +39,7 @@ from vorta_server.engine.request import (
     TokenLogprob,
 )
 from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
-from vorta_server.engine.sampler import RowLogprobs, RowState, Sampler, prompt_logprobs
+from vorta_server.engine.sampler import RowState, Sampler, TokenScore, prompt_logprobs
 from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
@@ -423,7 +423,7 @@ class Engine:
         now = self._clock()
         self.counters.generated_tokens += len(sequences)
         token_ids = sampled.token_ids.tolist()
-        logprobs, bad_rows = sampled.logprobs, sampled.bad_rows
+        scores, bad_rows = sampled.scores, sampled.bad_rows
         for index, sequence in enumerate(sequences):
             if bad_rows and index in bad_rows:
                 events.append(self._fail_nan(sequence.request))
@@ -434,14 +434,13 @@ class Engine:
             if request.first_token_s is None:
                 request.first_token_s = now
             request.last_token_s = now
-            entry = logprobs.get(index) if logprobs else None
-            self._take_token(sequence, token_ids[index], entry, events, finished)
+            self._take_token(sequence, token_ids[index], scores[index] if scores else None, events, finished)
 
     def _take_token(
         self,
         sequence: Sequence,
         token_id: int,
-        row_logprobs: RowLogprobs | None,
+        score: TokenScore | None,
         events: list[Event],
         finished: list[Sequence],
     ) -> None:
@@ -482,8 +481,8 @@ class Engine:
                 + text
             )
         delta = Delta(sequence.request.request.request_id, sequence.index, text, [token_id])
-        if row_logprobs is not None:
-            delta.logprobs = [self._logprob(row_logprobs)]
+        if score is not None:
+            delta.logprobs = [self._logprob(token_id, score)]
         events.append(delta)
         if reason is not None:
             if len(sequence.request.sequences) > 1:
@@ -491,15 +490,15 @@ class Engine:
             sequence.request.ends[sequence.index] = SequenceEnd(reason, matched, num_output)
             finished.append(sequence)
 
-    def _logprob(self, row: RowLogprobs) -> TokenLogprob:
+    def _logprob(self, token_id: int, score: TokenScore) -> TokenLogprob:
         text = self._vocabulary.token_text
         return TokenLogprob(
-            row.token_id,
-            text(row.token_id),
-            row.logprob,
+            token_id,
+            text(token_id),
+            score.logprob,
             tuple(
-                TokenAlternative(token_id, text(token_id), value)
-                for token_id, value in zip(row.top_token_ids, row.top_logprobs, strict=True)
+                TokenAlternative(other, text(other), value)
+                for other, value in zip(score.top_ids.tolist(), score.top_logprobs.tolist(), strict=True)
             ),
         )
 
@@ -514,7 +513,9 @@ class Engine:
         targets = sequence.tokens[start : min(start + len(logits), sequence.num_prompt)]
         if len(targets):
             scored = prompt_logprobs(logits[: len(targets)], targets, top_n)
-            request.prompt_logprobs += [self._logprob(row) for row in scored]
+            request.prompt_logprobs += [
+                self._logprob(token_id, score) for token_id, score in zip(targets.tolist(), scored, strict=True)
+            ]
 
     def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> Finished:
         open_sequences = [s for s in running.sequences if s.index not in running.ends]

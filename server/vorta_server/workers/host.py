@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-
 from vorta.errors import Internal, Unavailable, VortaError
+
 from vorta_server.engine.engine import Engine, failure_of
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, GenerationRequest
 from vorta_server.workers.config import WorkerConfig

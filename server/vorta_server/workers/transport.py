@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import selectors
 import socket
 from dataclasses import dataclass, field
@@ -54,16 +53,20 @@ class WorkerTransport:
         self._listener.listen(64)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self.connections: list[Connection] = []
 
     def wake(self) -> None:
-        """Makes a waiting `poll` return. Thread-safe."""
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-            os.write(self._wake_writer, b"x")
+        """Makes a waiting `poll` return. Thread-safe; does nothing once closed."""
+        with contextlib.suppress(OSError):  # full, which wakes as well, or closed
+            self._wake_writer.send(b"x")
 
-    def poll(self, timeout_s: float | None) -> tuple[list[Connection], list[tuple[Connection, FrontMessage]], list[Connection]]:
+    def poll(
+        self, timeout_s: float | None
+    ) -> tuple[list[Connection], list[tuple[Connection, FrontMessage]], list[Connection]]:
         """Reads and writes what can be without blocking, waiting up to `timeout_s` for something to happen.
 
         Returns:
@@ -75,9 +78,9 @@ class WorkerTransport:
         for key, events in self._selector.select(timeout_s):
             if key.fileobj is self._listener:
                 self._accept(opened)
-            elif key.fd == self._wake_reader:
+            elif key.fileobj is self._wake_reader:
                 with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_reader, 4096)
+                    self._wake_reader.recv(4096)
             else:
                 connection: Connection = key.data
                 if events & selectors.EVENT_WRITE:
@@ -127,8 +130,8 @@ class WorkerTransport:
         if self._listener.fileno() >= 0:
             self._selector.close()
             self._listener.close()
-            os.close(self._wake_reader)
-            os.close(self._wake_writer)
+            self._wake_reader.close()
+            self._wake_writer.close()
             self._path.unlink(missing_ok=True)
 
     def _accept(self, opened: list[Connection]) -> None:

@@ -58,8 +58,15 @@ def make_engine(
     return Engine(runner, Letters(), config, clock=clock or Clock()), runner
 
 
-def request(request_id: str, prompt: Sequence[int], *, priority: int = 0, deadline_s: float | None = None,
-            arrival_s: float = 100.0, **sampling: object) -> GenerationRequest:
+def request(
+    request_id: str,
+    prompt: Sequence[int],
+    *,
+    priority: int = 0,
+    deadline_s: float | None = None,
+    arrival_s: float = 100.0,
+    **sampling: object,
+) -> GenerationRequest:
     options = {"temperature": 0.0, "max_tokens": 8, **sampling}
     return GenerationRequest(
         request_id=request_id,

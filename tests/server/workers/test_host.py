@@ -1,0 +1,310 @@
+"""The worker host over a real socket, with the engine on the fake runner."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from vorta.errors import InvalidArgument
+from vorta_server.engine.engine import Engine
+from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams, Started
+from vorta_server.runners.fake import FakeRunner
+from vorta_server.workers.host import WorkerHost
+from vorta_server.workers.protocol import (
+    Cancel,
+    Detokenize,
+    DetokenizeReply,
+    Drain,
+    FrameBuffer,
+    FrontMessage,
+    GenerationDefaults,
+    Hello,
+    ModelCard,
+    Prompt,
+    Stats,
+    Step,
+    Submit,
+    Tokenize,
+    TokenizeReply,
+    WorkerMessage,
+    decode_worker_message,
+    encode,
+)
+from vorta_server.workers.transport import WorkerTransport
+
+from tests.server.engine.fakes import Letters, expected, make_engine
+
+CARD = ModelCard(
+    model="fake",
+    kind="generation",
+    architecture="Fake",
+    precision="fp32",
+    device="cpu",
+    max_model_len=256,
+    vocab_size=64,
+    parameter_count=0,
+    eos_token_ids=[0],
+    has_chat_template=False,
+    max_running_requests=4,
+    kv_capacity_tokens=1024,
+    defaults=GenerationDefaults(),
+)
+
+
+class LetterCodec(Letters):
+    """One token per letter; '!' is refused, and a lock can hold the thread that tokenizes."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        if prompt.token_ids is not None:
+            return prompt.token_ids
+        text = prompt.text or ""
+        if len(text) > 4096:
+            self.gate.wait(10)
+            return [1 + len(text) % 50] * 20
+        if "!" in text:
+            raise InvalidArgument("no '!' here", field="prompt")
+        if "?" in text:
+            raise RuntimeError("a bug")
+        return [ord(letter) % 59 + 1 for letter in text]
+
+
+class Front:
+    """A front's end of the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))
+        self.socket.settimeout(10)
+        self.frames = FrameBuffer()
+        self.messages: list[WorkerMessage] = []
+
+    def send(self, *messages: FrontMessage) -> None:
+        self.socket.sendall(b"".join(bytes(encode(message)) for message in messages))
+
+    def submit(self, request_id: str, text: str = "abc", **options: object) -> None:
+        sampling = SamplingParams(**{"temperature": 0.0, "max_tokens": 6, **options})
+        self.send(Submit(request_id=request_id, prompt=Prompt(text=text), sampling=sampling))
+
+    def until(self, condition: Callable[[WorkerMessage], bool]) -> WorkerMessage:
+        for message in self.messages:
+            if condition(message):
+                return message
+        while True:
+            data = self.socket.recv(1 << 16)
+            assert data, "the worker closed the connection"
+            found = None
+            for body in self.frames.feed(data):
+                message = decode_worker_message(body)
+                self.messages.append(message)
+                if found is None and condition(message):
+                    found = message
+            if found is not None:
+                return found
+
+    def events(self, request_id: str) -> list[Event]:
+        """All events of a request, its end included."""
+
+        def has_end(message: WorkerMessage) -> bool:
+            return isinstance(message, Step) and any(
+                isinstance(event, Finished) and event.request_id == request_id for event in message.events
+            )
+
+        self.until(has_end)
+        steps = [message for message in self.messages if isinstance(message, Step)]
+        return [event for step in steps for event in step.events if event.request_id == request_id]
+
+
+class Worker:
+    """A host in a thread."""
+
+    def __init__(self, folder: Path, **engine: int) -> None:
+        self.path = folder / "w.sock"
+        self.engine: Engine
+        self.runner: FakeRunner
+        self.engine, self.runner = make_engine(clock=time.monotonic, **engine)  # type: ignore[arg-type]
+        self.codec = LetterCodec()
+        self.host = WorkerHost(
+            engine=self.engine,
+            codec=self.codec,
+            card=CARD,
+            transport=WorkerTransport(self.path),
+            flush_interval_s=0.01,
+        )
+        self.thread = threading.Thread(target=self.host.run)
+        self.thread.start()
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker(tmp_path)
+    yield worker
+    worker.codec.gate.set()
+    worker.host.stop()
+    worker.thread.join(10)
+    assert not worker.thread.is_alive()
+
+
+@pytest.fixture
+def front(worker: Worker) -> Iterator[Front]:
+    front = Front(worker.path)
+    yield front
+    front.socket.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_hello_then_a_request_from_start_to_end(worker: Worker, front: Front) -> None:
+    hello = front.until(lambda message: isinstance(message, Hello))
+    assert isinstance(hello, Hello)
+    assert hello.card == CARD
+    front.submit("a")
+    events = front.events("a")
+    assert isinstance(events[0], Started)
+    deltas = [event for event in events if isinstance(event, Delta)]
+    tokens = [token for delta in deltas for token in delta.token_ids]
+    assert tokens == expected(worker.runner, worker.codec.encode(Prompt(text="abc")), 6)
+    assert len(deltas) < 6  # later tokens were merged
+    assert len(deltas[0].token_ids) == 1  # the first one was not kept waiting
+    assert isinstance(events[-1], Finished)
+
+
+def test_a_refused_prompt_answers_with_its_error_alone(front: Front) -> None:
+    front.submit("bad", "oh!")
+    (end,) = front.events("bad")
+    assert isinstance(end, Finished)
+    assert end.failure is not None
+    assert end.failure.metadata["field"] == "prompt"
+    front.submit("bug", "what?")
+    (end,) = front.events("bug")
+    assert isinstance(end, Finished)
+    assert end.failure is not None
+    assert (end.failure.reason, "a bug" in end.failure.message) == ("INTERNAL", False)
+
+
+def test_cancel_running_and_cancel_unknown(worker: Worker, front: Front) -> None:
+    front.submit("a", max_tokens=200, ignore_eos=True)
+    front.until(lambda message: isinstance(message, Step))
+    front.send(Cancel("nobody"), Cancel("a", time.monotonic()))
+    end = front.events("a")[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason in (FinishReason.CANCELLED, FinishReason.LENGTH)
+    wait_for(lambda: worker.engine.kv_used_tokens == 0)
+
+
+def test_a_long_prompt_is_tokenized_beside_the_loop_and_can_be_cancelled(worker: Worker, front: Front) -> None:
+    worker.codec.gate.clear()
+    front.submit("long", "x" * 5000)
+    front.submit("short")
+    assert isinstance(front.events("short")[-1], Finished)
+    front.submit("gone", "y" * 5000)
+    front.send(Cancel("gone"))
+    (end,) = front.events("gone")
+    assert isinstance(end, Finished)
+    assert end.finish_reason is FinishReason.CANCELLED
+    worker.codec.gate.set()
+    end = front.events("long")[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason is FinishReason.LENGTH
+
+
+def test_a_lost_front_frees_its_requests_and_leaves_the_others(worker: Worker, front: Front) -> None:
+    other = Front(worker.path)
+    other.submit("theirs", max_tokens=240, ignore_eos=True)
+    other.until(lambda message: isinstance(message, Step))
+    other.socket.close()
+    front.submit("ours")
+    assert isinstance(front.events("ours")[-1], Finished)
+    wait_for(lambda: worker.engine.num_requests == 0)
+    assert worker.engine.kv_used_tokens == 0
+
+
+def test_another_fronts_cancel_is_ignored(worker: Worker, front: Front) -> None:
+    other = Front(worker.path)
+    other.until(lambda message: isinstance(message, Hello))
+    front.submit("a", max_tokens=100)
+    other.send(Cancel("a"))
+    end = front.events("a")[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason is not FinishReason.CANCELLED
+    other.socket.close()
+
+
+def test_tokenize_and_detokenize(front: Front) -> None:
+    front.send(Tokenize(call_id=1, prompt=Prompt(text="ab")), Tokenize(call_id=2, prompt=Prompt(text="!")))
+    good = front.until(lambda message: isinstance(message, TokenizeReply) and message.call_id == 1)
+    bad = front.until(lambda message: isinstance(message, TokenizeReply) and message.call_id == 2)
+    assert isinstance(good, TokenizeReply)
+    assert isinstance(bad, TokenizeReply)
+    assert len(good.token_ids) == len(good.tokens) == 2
+    assert bad.failure is not None
+    front.send(Detokenize(call_id=3, token_ids=[1, 2]))
+    reply = front.until(lambda message: isinstance(message, DetokenizeReply))
+    assert isinstance(reply, DetokenizeReply)
+    assert reply.text == "bc"
+
+
+def test_stats_beat(front: Front) -> None:
+    front.submit("a")
+    front.events("a")
+    stats = front.until(lambda message: isinstance(message, Stats) and message.generated_token_count >= 6)
+    assert isinstance(stats, Stats)
+    assert stats.step_count > 0
+    assert stats.rss_bytes > 0
+
+
+def test_drain_finishes_what_runs_and_refuses_the_rest(worker: Worker, front: Front) -> None:
+    front.submit("running", max_tokens=60)
+    front.until(lambda message: isinstance(message, Step))
+    front.send(Drain(grace_s=10.0))
+    front.submit("late")
+    assert [
+        event.failure.reason for event in front.events("late") if isinstance(event, Finished) and event.failure
+    ] == ["DRAINING"]
+    end = front.events("running")[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    worker.thread.join(10)
+    assert not worker.thread.is_alive()
+    assert not worker.path.exists()
+
+
+def test_drain_ends_with_draining_when_the_grace_is_over(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    slow = worker.runner.run
+    worker.engine._runner = _Slow(worker.runner, slow)  # type: ignore[assignment]
+    front = Front(worker.path)
+    front.submit("a", max_tokens=200, ignore_eos=True)
+    front.until(lambda message: isinstance(message, Step))
+    front.send(Drain(grace_s=0.1))
+    end = front.events("a")[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason is FinishReason.DRAINING
+    worker.thread.join(10)
+    front.socket.close()
+
+
+class _Slow:
+    """A runner whose steps take a while."""
+
+    def __init__(self, runner: FakeRunner, run: Callable) -> None:
+        self._runner, self._run = runner, run
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runner, name)
+
+    def run(self, batch: object) -> object:
+        time.sleep(0.02)
+        return self._run(batch)
