@@ -1,7 +1,7 @@
 """Microbenchmark of the whole-batch sampler: `python -m vorta_bench.sampler [--json FILE]`.
 
-Prints microseconds per call, the least of several rounds, for each way of sampling, batch size, vocabulary and shape of
-logits: `peaked` looks like a trained model's (a few likely tokens over a long tail), `flat` is the worst case for top-p.
+Prints microseconds per call, the least of several rounds, for each way of sampling, batch size, vocabulary and
+shape of logits: `peaked` looks like a trained model's (a few likely tokens over a long tail), `flat` is the worst case for top-p.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.sampler import RowState, Sampler
 
@@ -73,7 +72,13 @@ def main() -> None:
             for name, sampling in CASES.items():
                 micros = measure_us(sampling, logits, arguments.rounds)
                 figures.append(
-                    {"rows": num_rows, "vocab": vocab_size, "logits": kind, "case": name, "us": round(micros, 1)}
+                    {
+                        "rows": num_rows,
+                        "vocab": vocab_size,
+                        "logits": kind,
+                        "case": name,
+                        "us": round(micros, 1),
+                    }
                 )
                 print(f"{num_rows:3d} x {vocab_size:6d}  {kind:6s}  {name:20s} {micros:10.1f} us", flush=True)
     if arguments.json:

@@ -12,10 +12,11 @@ Tokens are ranked by (logit descending, id ascending): top-k keeps exactly k tok
 ranking that reaches p. The kept tokens are laid out by ascending id and the row's one uniform number picks from them by
 inverse CDF, so that a row's token depends on its own logits, parameters and uniform alone, never on its batch.
 
-How the work stays small: the maxima of `num_blocks` disjoint blocks bound the k-th largest logit from below (k blocks have
-a maximum of at least the k-th largest block maximum, hence at least k logits do), so one comparison yields every candidate.
-A top-p row takes a few candidates first and is done when their mass reaches p; otherwise it takes the wide path, which is
-exact for any set. Temperature alone needs block sums and the running sum of the one block that the uniform hits.
+How the work stays small: the maxima of `num_blocks` disjoint blocks bound the k-th largest logit from below (k blocks
+have a maximum of at least the k-th largest block maximum, hence at least k logits do), so one comparison yields every
+candidate. A top-p row takes a few candidates first and is done when their mass reaches p; otherwise it takes the wide
+path, which is exact for any set. Temperature alone needs block sums and the running sum of the one block that the
+uniform hits.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from vorta.errors import Internal
+
 from vorta_server.engine.request import SamplingParams
 
 __all__ = ["GREEDY_TEMPERATURE", "RowState", "SampleResult", "Sampler", "TokenScore", "prompt_logprobs"]
@@ -133,9 +134,7 @@ class RowState:
         self.bias_ids: IntArray = np.fromiter(bias.keys(), np.int64, len(bias))
         self.bias_values: FloatArray = np.fromiter(bias.values(), np.float32, len(bias))
         self.is_penalised = (
-            sampling.presence_penalty != 0.0
-            or sampling.frequency_penalty != 0.0
-            or sampling.repetition_penalty != 1.0
+            sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
         )
         self.is_adjusted = self.is_penalised or bool(bias)
         self.min_tokens = sampling.min_tokens
@@ -262,7 +261,7 @@ class Sampler:
         maxima = [logits.item(i, j) for i, j in enumerate(ids)]
         bad_rows = tuple(i for i, value in enumerate(maxima) if not -np.inf < value < np.inf)
         if plan.is_plain_greedy and not bad_rows:
-            for row, token_id in zip(rows, ids, strict=True):
+            for row in rows:
                 row.num_generated += 1
             return SampleResult(token_ids=token_ids)
         if bad_rows:
@@ -290,9 +289,7 @@ class Sampler:
             )
         return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
 
-    def _sample_rows(
-        self, logits: FloatArray, maxima: DoubleArray, plan: _Plan, token_ids: IntArray
-    ) -> None:
+    def _sample_rows(self, logits: FloatArray, maxima: DoubleArray, plan: _Plan, token_ids: IntArray) -> None:
         """Draws the sampled rows' tokens into `token_ids`, some rows at a time."""
         for indices, draw in ((plan.free, self._draw_free), (plan.restricted, self._draw_restricted)):
             for start in range(0, len(indices), self._chunk_rows):
@@ -413,8 +410,8 @@ class Sampler:
         return int(_draw_by_blocks(weights, np.array([uniform]))[0])
 
     def _block_maxima(self, logits: FloatArray) -> FloatArray:
-        """[num_rows, num_blocks]: block j holds the ids equal to j modulo the number of blocks, so a maximum over blocks
-        is a maximum over whole vectors."""
+        """[num_rows, num_blocks]: block j holds the ids equal to j modulo the number of blocks, so that the maximum is
+        one over whole vectors."""
         num_blocks = self._num_blocks
         depth = self._vocab_size // num_blocks
         main = depth * num_blocks
@@ -464,13 +461,14 @@ def _keep(
 
 
 def _pick(weights: DoubleArray, uniforms: DoubleArray) -> IntArray:
-    """Inverse CDF per row: the first column whose running sum exceeds uniform × total. Never a column of weight 0, unless
-    all of the row is."""
+    """Inverse CDF per row: the first column whose running sum exceeds uniform × total. Never a column of weight 0,
+    unless all of the row is."""
     running = np.cumsum(weights, axis=1)
     total = running[:, -1]
     target = np.minimum(uniforms * total, np.nextafter(total, 0.0))
     chosen = np.count_nonzero(running <= target[:, None], axis=1)
-    return np.minimum(chosen, weights.shape[1] - 1)
+    token_columns: IntArray = np.minimum(chosen, weights.shape[1] - 1)
+    return token_columns
 
 
 def _draw_by_blocks(weights: FloatArray, uniforms: DoubleArray) -> IntArray:
@@ -486,7 +484,8 @@ def _draw_by_blocks(weights: FloatArray, uniforms: DoubleArray) -> IntArray:
     inner = np.cumsum(blocks[every, block], axis=1, dtype=np.float64)
     # The block's float32 sum may exceed its float64 running sum by a rounding.
     rest = np.minimum(rest, np.nextafter(inner[:, -1], 0.0))
-    return block * _CDF_BLOCK + np.count_nonzero(inner <= rest[:, None], axis=1)
+    token_ids: IntArray = block * _CDF_BLOCK + np.count_nonzero(inner <= rest[:, None], axis=1)
+    return token_ids
 
 
 def prompt_logprobs(logits: FloatArray, target_token_ids: Sequence[int] | IntArray, top_n: int) -> list[TokenScore]:
