@@ -21,6 +21,7 @@ from vorta.errors import DOMAIN, Unavailable, VortaError, error_class
 __all__ = [
     "CONNECTION_RETRY_DELAY_S",
     "DETAILS_KEY",
+    "error_from_reason",
     "error_from_rpc",
     "error_from_status",
     "is_connection_failure",
@@ -53,6 +54,37 @@ _CUT_CONNECTION = {
     grpc.StatusCode.UNKNOWN: ("Stream removed",),
     grpc.StatusCode.INTERNAL: ("RST_STREAM", "GOAWAY"),
     grpc.StatusCode.CANCELLED: ("RST_STREAM",),
+}
+
+# The code that errors.proto states for each reason; a test holds the two together.
+_CODES = {
+    reason: code
+    for code, reasons in {
+        grpc.StatusCode.INVALID_ARGUMENT: (
+            "INVALID_FIELD",
+            "MISSING_FIELD",
+            "CONFLICTING_FIELDS",
+            "CONTEXT_LENGTH_EXCEEDED",
+            "MALFORMED_MESSAGE",
+        ),
+        grpc.StatusCode.NOT_FOUND: ("MODEL_NOT_FOUND", "REQUEST_NOT_FOUND"),
+        grpc.StatusCode.ALREADY_EXISTS: ("REQUEST_ALREADY_EXISTS", "ALREADY_LOADED"),
+        grpc.StatusCode.FAILED_PRECONDITION: (
+            "MODEL_KIND_MISMATCH",
+            "CHECKPOINT_INVALID",
+            "SETTINGS_INVALID",
+        ),
+        grpc.StatusCode.RESOURCE_EXHAUSTED: ("MESSAGE_TOO_LARGE", "QUEUE_FULL", "SLOW_READER"),
+        grpc.StatusCode.UNAVAILABLE: ("MODEL_NOT_READY", "DRAINING", "WORKER_DIED", _CONNECTION_FAILED),
+        grpc.StatusCode.DEADLINE_EXCEEDED: ("DEADLINE_EXCEEDED",),
+        grpc.StatusCode.CANCELLED: ("CANCELLED",),
+        grpc.StatusCode.OUT_OF_RANGE: ("RESUME_GONE",),
+        grpc.StatusCode.UNAUTHENTICATED: ("UNAUTHENTICATED",),
+        grpc.StatusCode.PERMISSION_DENIED: ("PERMISSION_DENIED",),
+        grpc.StatusCode.UNIMPLEMENTED: ("UNIMPLEMENTED",),
+        grpc.StatusCode.INTERNAL: ("INTERNAL",),
+    }.items()
+    for reason in reasons
 }
 
 
@@ -151,7 +183,19 @@ def error_from_rpc(exc: grpc.RpcError) -> VortaError:
             reason=_CONNECTION_FAILED,
             retry_delay_s=CONNECTION_RETRY_DELAY_S,
         )
+    if details is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        error.reason = "MESSAGE_TOO_LARGE"  # gRPC itself refused it, on either side
     return error
+
+
+def error_from_reason(reason: str, message: str, *, retryable: bool) -> VortaError:
+    """The error that the RequestError of a stream's end stands for; its class follows from the reason."""
+    code = _CODES.get(reason, grpc.StatusCode.INTERNAL)
+    return error_class(code.value[0])(
+        message or "the request failed",
+        reason=reason or _UNSPECIFIED,
+        retry_delay_s=CONNECTION_RETRY_DELAY_S if retryable else None,
+    )
 
 
 def is_connection_failure(error: VortaError) -> bool:
