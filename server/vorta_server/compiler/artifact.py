@@ -83,6 +83,7 @@ class Manifest:
     """What manifest.json holds.
 
     Attributes:
+        num_parameters: weights of the checkpoint, shared ones counted once; 0 when unknown.
         head_dim: elements of a head in the KV cache, at least the model's own.
         max_model_len: positions that the artifact can address.
         eos_token_ids: tokens that end a generation; may be empty.
@@ -97,6 +98,7 @@ class Manifest:
     model_type: str
     target: str
     precision: str
+    num_parameters: int = 0
     vocab_size: int
     hidden_size: int
     num_layers: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
 from vorta_server.compiler.linear import PRECISIONS, plan_graphs
 from vorta_server.compiler.spec import DecoderSpec
-from vorta_server.compiler.weight import DecoderWeights
+from vorta_server.compiler.weight import DecoderWeights, tensor_shapes
 
 # Raised whenever the same checkpoint would compile to another artifact, so that caches compile anew.
 COMPILER_VERSION = "1"
@@ -117,6 +118,7 @@ def compile_checkpoint(
                 model_type=spec.model_type,
                 target=target,
                 precision=precision,
+                num_parameters=sum(math.prod(shape) for shape in tensor_shapes(spec).values()),
                 vocab_size=spec.vocab_size,
                 hidden_size=spec.hidden_size,
                 num_layers=spec.num_layers,

@@ -186,10 +186,7 @@ class Engine:
             DeadlineExceeded: The deadline passed, or the prompt alone would outlast it at the measured speed.
         """
         if request.request_id in self._requests:
-            raise AlreadyExists(
-                f"request {request.request_id!r} is already running",
-                metadata={"request_id": request.request_id},
-            )
+            raise AlreadyExists("a request of this id is already running")
         sampling = request.sampling
         max_output = self._check(request)
         self._check_deadline(request)
@@ -559,7 +556,7 @@ class Engine:
         )
 
     def _fail_nan(self, running: RunningRequest) -> Finished:
-        error = Internal("the model's output is not a number", metadata={"request_id": running.request.request_id})
+        error = Internal("the model's output is not a number")
         return self._cut_short(running, FinishReason.ERROR, failure_of(error))
 
     def _fail_all(self, error: Exception) -> list[Event]:
@@ -569,7 +566,6 @@ class Engine:
             failure = failure_of(
                 Internal(
                     f"the step failed: {type(error).__name__}",
-                    metadata={"request_id": running.request.request_id},
                     retry_delay_s=1.0,
                 )
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from vorta.errors import Internal, Unavailable, VortaError
+from vorta.errors import Internal, ResourceExhausted, Unavailable, VortaError
 
 from vorta_server.engine.engine import Engine, failure_of
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, GenerationRequest
@@ -212,15 +212,14 @@ class WorkerHost:
 
     def _submit(self, connection: Connection, message: Submit) -> None:
         arrival_s = time.monotonic()
-        request_id = message.request_id
+        request_id = message.request_id = connection.qualify(message.request_id)
         if request_id in self._owners:
-            # Answering under an id that is in use would end the other request; fronts make ids unique among them.
+            # The front breaks the protocol; an answer under this id would end its other request.
             logger.error("request id %s is in use, the second request is dropped", request_id)
             return
         self._owners[request_id] = connection
         if self._drain_until_s is not None:
-            error = Unavailable("the server is shutting down", reason="DRAINING", retry_delay_s=1.0)
-            self._refuse(request_id, error)
+            self._refuse(request_id, Unavailable("the server is shutting down", reason="DRAINING", retry_delay_s=1.0))
             return
         if _text_bytes(message.prompt) <= _INLINE_TEXT_BYTES:
             try:
@@ -231,8 +230,8 @@ class WorkerHost:
             self._start(message, token_ids, arrival_s)
             return
         if len(self._pending) >= self._max_pending_prompts:
-            error = Unavailable("too many prompts wait for tokenization", reason="QUEUE_FULL", retry_delay_s=1.0)
-            self._refuse(request_id, error)
+            limit = ResourceExhausted("too many prompts wait for tokenization", retry_delay_s=1.0)
+            self._refuse(request_id, limit)
             return
 
         def encoded(future: Future[list[int]]) -> None:
@@ -269,7 +268,7 @@ class WorkerHost:
         self._post([started])
 
     def _cancel(self, connection: Connection, message: Cancel) -> None:
-        request_id = message.request_id
+        request_id = connection.qualify(message.request_id)
         if self._owners.get(request_id) is not connection:
             return
         if request_id in self._pending:
@@ -347,6 +346,7 @@ class WorkerHost:
             elif isinstance(event, Finished):
                 del self._owners[event.request_id]
                 self._started.discard(event.request_id)
+            event.request_id = connection.unqualify(event.request_id)
             entry[1].add(event, is_first=is_first)
 
     def _flush(self, *, force: bool = False) -> None:

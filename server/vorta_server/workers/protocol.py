@@ -207,8 +207,8 @@ FrontMessage = Submit | Cancel | Tokenize | Detokenize | Drain
 WorkerMessage = Hello | Step | Stats | TokenizeReply | DetokenizeReply
 
 _encoder = msgspec.msgpack.Encoder()
-_front_decoder = msgspec.msgpack.Decoder(FrontMessage)
-_worker_decoder = msgspec.msgpack.Decoder(WorkerMessage)
+_front_decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
+_worker_decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
 
 
 def encode(message: FrontMessage | WorkerMessage) -> bytearray:

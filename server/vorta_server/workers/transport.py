@@ -26,12 +26,21 @@ _READ_BYTES = 256 * 1024
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One front."""
+    """One front. Its request ids are its own: inside the worker each is qualified by the connection's number."""
 
     socket: socket.socket
+    number: int
     frames: FrameBuffer = field(default_factory=FrameBuffer)
     unsent: bytearray = field(default_factory=bytearray)
     is_open: bool = True
+
+    def qualify(self, request_id: str) -> str:
+        """The id that is unique over all fronts."""
+        return f"{self.number}/{request_id}"
+
+    def unqualify(self, request_id: str) -> str:
+        """The front's own id."""
+        return request_id[request_id.index("/") + 1 :]
 
 
 class WorkerTransport:
@@ -57,6 +66,7 @@ class WorkerTransport:
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._num_accepted = 0
         self.connections: list[Connection] = []
 
     def wake(self) -> None:
@@ -140,7 +150,8 @@ class WorkerTransport:
         except BlockingIOError:
             return
         accepted.setblocking(False)
-        connection = Connection(accepted)
+        self._num_accepted += 1
+        connection = Connection(accepted, self._num_accepted)
         self._selector.register(accepted, selectors.EVENT_READ, connection)
         self.connections.append(connection)
         opened.append(connection)

@@ -242,6 +242,16 @@ def test_another_fronts_cancel_is_ignored(worker: Worker, front: Front) -> None:
     other.socket.close()
 
 
+def test_two_fronts_may_use_the_same_id(worker: Worker, front: Front) -> None:
+    other = Front(worker.path)
+    front.submit("same", "abc", max_tokens=30)
+    other.submit("same", "xyz", max_tokens=30)
+    for end, text in ((front, "abc"), (other, "xyz")):
+        tokens = [token for event in end.events("same") if isinstance(event, Delta) for token in event.token_ids]
+        assert tokens == expected(worker.runner, worker.codec.encode(Prompt(text=text)), 30)
+    other.socket.close()
+
+
 def test_tokenize_and_detokenize(front: Front) -> None:
     front.send(Tokenize(call_id=1, prompt=Prompt(text="ab")), Tokenize(call_id=2, prompt=Prompt(text="!")))
     good = front.until(lambda message: isinstance(message, TokenizeReply) and message.call_id == 1)
