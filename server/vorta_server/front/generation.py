@@ -209,13 +209,11 @@ class GenerationTable:
             raise _not_found(request_id)
         return generation, generation.log
 
-    def cancel_all(self) -> None:
-        """Asks for the end of every request, and forgets the logs of ended ones."""
+    def drain(self) -> None:
+        """Ends the requests that nobody reads: no new connection will come to continue them."""
         for generation in list(self._generations.values()):
-            if generation.finished is not None:
+            if generation.log is not None and not generation.log.has_reader:
                 generation.expire()
-            else:
-                generation.cancel()
 
     def _forget(self, generation: Generation) -> None:
         key = (generation.tenant, generation.request_id)

@@ -33,9 +33,7 @@ _NO_DEADLINE_S = 365 * 24 * 3600.0
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-def generic_handler(
-    service: str, methods: Iterable[Method], chain: InterceptorChain
-) -> grpc.GenericRpcHandler:
+def generic_handler(service: str, methods: Iterable[Method], chain: InterceptorChain) -> grpc.GenericRpcHandler:
     """The gRPC handler of a service's methods."""
     handlers = {method.path.rsplit("/", 1)[1]: _handler(method, chain) for method in methods}
     return grpc.method_handlers_generic_handler(service, handlers)

@@ -57,6 +57,11 @@ class ResumeLog:
         return self._first_index
 
     @property
+    def has_reader(self) -> bool:
+        """Whether a connection reads it now."""
+        return self._reader is not None
+
+    @property
     def next_index(self) -> int:
         """Index of the next event to come."""
         return self._first_index + len(self._events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -52,7 +52,7 @@ class GrpcServer:
         chain: What every call passes.
     """
 
-    def __init__(self, config: GrpcConfig, services: dict[str, Sequence[Method]], chain: InterceptorChain) -> None:
+    def __init__(self, config: GrpcConfig, services: Mapping[str, Sequence[Method]], chain: InterceptorChain) -> None:
         self._config = config
         self._server = grpc.aio.server(options=_options(config))
         handlers = [generic_handler(name, methods, chain) for name, methods in services.items()]

@@ -1,0 +1,297 @@
+"""The composition root: a server's parts made from settings, started, and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import vorta
+from grpc_health.v1 import health_pb2
+from vorta.errors import FailedPrecondition, InvalidArgument
+from vorta.v1 import admin_pb2, inference_pb2
+
+from vorta_server.front.admin_service import AdminService, ServerFacts
+from vorta_server.front.chain import InterceptorChain
+from vorta_server.front.generation import GenerationTable
+from vorta_server.front.health import SERVICE_NAME as HEALTH
+from vorta_server.front.health import HealthService
+from vorta_server.front.inference_service import InferenceConfig, InferenceService
+from vorta_server.front.interceptors.access_log import AccessLogInterceptor
+from vorta_server.front.interceptors.admission import AdmissionInterceptor
+from vorta_server.front.interceptors.deadline import DeadlineInterceptor
+from vorta_server.front.interceptors.rpc_metrics import RpcMetricsInterceptor
+from vorta_server.front.method import bind_service
+from vorta_server.front.probe_server import ProbeReply, ProbeServer, text_reply
+from vorta_server.front.resume import ResumeBudget
+from vorta_server.front.server import GrpcConfig, GrpcServer
+from vorta_server.front.stream import WritePacer
+from vorta_server.observability.metrics import CONTENT_TYPE, Metrics
+from vorta_server.registry.model import ModelEntry, ModelState
+from vorta_server.registry.registry import ModelRegistry
+from vorta_server.registry.source import DEFAULT_MODEL, resolve_source
+from vorta_server.settings import Settings
+from vorta_server.workers.config import WorkerConfig
+from vorta_server.workers.supervisor import HOST_COMMAND, RestartConfig, Supervisor
+
+__all__ = ["App"]
+
+logger = logging.getLogger(__name__)
+
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+# After the workers have ended, calls have only their last events to write.
+_LAST_WRITES_S = 5.0
+
+
+class App:
+    """One server.
+
+    Args:
+        settings: Checked settings.
+        worker_command: The worker program.
+
+    Raises:
+        FailedPrecondition: A model's source does not exist (SETTINGS_INVALID).
+    """
+
+    def __init__(self, settings: Settings, *, worker_command: Sequence[str] = HOST_COMMAND) -> None:
+        self._settings = settings
+        self._data_dir = settings.data_dir.expanduser().absolute()
+        models = settings.models or {DEFAULT_MODEL: DEFAULT_MODEL}
+        self._start_s = time.monotonic()
+        self._stop_requests = 0
+        self._stop_event = asyncio.Event()
+        self._stop_now_event = asyncio.Event()
+
+        self.metrics = Metrics()
+        self.registry = ModelRegistry(default_model=settings.default_model or next(iter(models)))
+        self.generations = GenerationTable(self.metrics)
+        self._entries = [
+            ModelEntry(
+                model=model,
+                source=source,
+                precision=settings.precision,
+                max_model_len=settings.worker.max_model_len,
+            )
+            for model, source in models.items()
+        ]
+        if self.registry.default_model not in models:
+            raise FailedPrecondition(
+                f"default_model {settings.default_model!r} is not one of the models",
+                reason="SETTINGS_INVALID",
+                field="default_model",
+            )
+        for entry in self._entries:
+            try:
+                self._worker_config(entry, "")
+            except InvalidArgument as error:
+                raise FailedPrecondition(
+                    error.message, reason="SETTINGS_INVALID", field=f"models.{entry.model}"
+                ) from None
+
+        self._socket_dir = Path(tempfile.mkdtemp(prefix="vorta-"))
+        worker = settings.worker
+        self.supervisor = Supervisor(
+            registry=self.registry,
+            metrics=self.metrics,
+            restart=RestartConfig(
+                start_timeout_s=worker.start_timeout_s,
+                first_delay_s=worker.restart_delay_s,
+                max_delay_s=worker.max_restart_delay_s,
+                stable_s=worker.stable_s,
+                max_quick_deaths=worker.max_quick_deaths,
+                stall_timeout_s=worker.stall_timeout_s,
+                stall_kill_s=worker.stall_kill_s,
+            ),
+            make_config=self._worker_config,
+            socket_dir=self._socket_dir,
+            default_grace_s=settings.drain.grace_s,
+            default_precision=settings.precision,
+            command=worker_command,
+        )
+        self.admission = AdmissionInterceptor(max_concurrent_requests=settings.front.max_concurrent_requests)
+        self.chain = InterceptorChain(
+            [
+                AccessLogInterceptor(),
+                RpcMetricsInterceptor(self.metrics),
+                DeadlineInterceptor(),
+                self.admission,
+            ]
+        )
+        names = (_INFERENCE.full_name, _ADMIN.full_name)
+        self.health = HealthService(self.registry, services=(*names, HEALTH), needing_model=(_INFERENCE.full_name,))
+        inference = InferenceService(
+            registry=self.registry,
+            generations=self.generations,
+            pacer=WritePacer(
+                write_cost_s=settings.front.write_cost_s,
+                write_share=settings.front.write_share,
+                max_interval_s=settings.front.max_write_interval_s,
+            ),
+            resume_budget=ResumeBudget(
+                max_bytes=settings.resume.max_bytes,
+                max_bytes_per_request=settings.resume.max_bytes_per_request,
+            ),
+            config=InferenceConfig(
+                max_tokens_cap=settings.generation.max_tokens_cap,
+                max_buffered_bytes_per_stream=settings.front.max_buffered_bytes_per_stream,
+            ),
+        )
+        admin = AdminService(
+            registry=self.registry,
+            loader=self.supervisor,
+            facts=ServerFacts(
+                version=vorta.__version__,
+                start_time_s=time.time(),
+                max_message_bytes=settings.grpc.max_request_bytes,
+                services=(*names, HEALTH),
+                is_draining=lambda: self.admission.is_draining,
+            ),
+        )
+        self.services = {
+            _INFERENCE.full_name: bind_service(_INFERENCE, inference),
+            _ADMIN.full_name: bind_service(_ADMIN, admin),
+            HEALTH: bind_service(_HEALTH, self.health, is_probe=True),
+        }
+        grpc = settings.grpc
+        self.grpc = GrpcServer(
+            GrpcConfig(
+                host=settings.host,
+                port=grpc.port,
+                max_request_bytes=grpc.max_request_bytes,
+                max_reply_bytes=grpc.max_reply_bytes,
+                min_ping_interval_s=grpc.min_ping_interval_s,
+                max_connection_age_s=grpc.max_connection_age_s,
+                max_connection_age_grace_s=grpc.max_connection_age_grace_s,
+                reflection=grpc.reflection,
+                channelz=grpc.channelz,
+            ),
+            self.services,
+            self.chain,
+        )
+        self.http = ProbeServer(
+            host=settings.host,
+            port=settings.http.port,
+            routes={
+                "/metrics": lambda: ProbeReply(status=200, content_type=CONTENT_TYPE, body=self.metrics.render()),
+                "/healthz": lambda: text_reply(200, "ok"),
+                "/readyz": lambda: text_reply(200, "ready") if self.health.is_ready else text_reply(503, "not ready"),
+            },
+        )
+        self.registry.listen(self._on_model_changed)
+        self._has_served = False
+
+    async def run(self) -> None:
+        """Serves until `request_stop`, or a SIGTERM or SIGINT; the second one does not wait for running requests.
+
+        Raises:
+            FailedPrecondition: A port is taken (SETTINGS_INVALID). Nothing is left behind.
+        """
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            stack.callback(shutil.rmtree, self._socket_dir, ignore_errors=True)
+            stack.push_async_callback(self.supervisor.stop, 0.0)
+            stack.push_async_callback(self.grpc.stop, 0.0)
+            await self.grpc.start()
+            stack.push_async_callback(self.http.stop)
+            await self.http.start()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.request_stop)
+                stack.callback(loop.remove_signal_handler, number)
+            logger.info(
+                "listening: grpc %s:%d, http %s:%d",
+                self._settings.host,
+                self.grpc.port,
+                self._settings.host,
+                self.http.port,
+            )
+            for entry in self._entries:
+                self.registry.add(entry)
+                self.supervisor.start(entry)
+            await self._stop_event.wait()
+            await self._drain()
+
+    def request_stop(self) -> None:
+        """Begins to shut down; called again, does it at once. Loop thread only."""
+        self._stop_requests += 1
+        self._stop_event.set()
+        if self._stop_requests > 1:
+            self._stop_now_event.set()
+
+    async def _drain(self) -> None:
+        """Finishes what runs: NOT_SERVING, no new calls, workers drained, last events written."""
+        grace_s = self._settings.drain.grace_s
+        num_running = self.admission.num_in_flight
+        logger.info("shutting down; %d calls get up to %g s", num_running, grace_s)
+        self.health.drain()
+        self.admission.drain()
+        self.generations.drain()
+        stop = asyncio.create_task(self.supervisor.stop(grace_s))
+        stop_now = asyncio.create_task(self._stop_now_event.wait())
+        await asyncio.wait({stop, stop_now}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            logger.warning("told again: not waiting for running requests")
+            stop.cancel()
+        stop_now.cancel()
+        await asyncio.gather(stop, stop_now, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_LAST_WRITES_S):
+                await self.admission.wait_idle()
+        except TimeoutError:
+            logger.warning("%d calls did not end, cutting them", self.admission.num_in_flight)
+        await self.grpc.stop(0.5)
+        logger.info("stopped")
+
+    def _on_model_changed(self, entry: ModelEntry) -> None:
+        if entry.state is ModelState.SERVING and not self._has_served and self.health.is_ready:
+            self._has_served = True
+            logger.info(
+                "serving %s on grpc %s:%d, http://%s:%d, %.1f s after the start",
+                self.registry.default_model,
+                self._settings.host,
+                self.grpc.port,
+                self._settings.host,
+                self.http.port,
+                time.monotonic() - self._start_s,
+            )
+
+    def _worker_config(self, entry: ModelEntry, socket_path: str) -> WorkerConfig:
+        """What the worker of a model is told. Raises InvalidArgument when the model's source does not exist."""
+        settings, worker = self._settings, self._settings.worker
+        source = entry.source
+        if worker.runner != "fake":
+            source = str(resolve_source(entry.source, data_dir=self._data_dir))
+        return WorkerConfig(
+            model=entry.model,
+            source=source,
+            socket_path=socket_path,
+            runner=worker.runner,
+            precision=entry.precision,
+            cache_dir=str(self._data_dir / "artifacts"),
+            max_model_len=entry.max_model_len,
+            threads=worker.threads,
+            max_running_requests=worker.max_running_requests,
+            max_waiting_requests=worker.max_waiting_requests,
+            max_batched_tokens=worker.max_batched_tokens,
+            max_stall=worker.max_stall,
+            max_tokens_cap=settings.generation.max_tokens_cap,
+            kv_memory_bytes=worker.kv_memory_bytes,
+            prefix_cache=worker.prefix_cache,
+            flush_interval_s=worker.flush_interval_s,
+            parent_pid=os.getpid(),
+            log_level=settings.log.level,
+            fake_step_s=worker.fake_step_s,
+            fake_row_s=worker.fake_row_s,
+            fake_prefill_token_s=worker.fake_prefill_token_s,
+            fake_eos_every=worker.fake_eos_every,
+        )
