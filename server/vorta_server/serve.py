@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serves until told to stop. Returns 0 then, and 1 when the settings are wrong or a port is taken."""
     import asyncio
+    import os
+
+    # gRPC would prepare for forks that use gRPC in the child, and warn of each worker's start.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     import uvloop
     from vorta.errors import VortaError
