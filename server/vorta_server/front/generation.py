@@ -143,6 +143,11 @@ class GenerationTable:
         """Requests that have not ended."""
         return sum(generation.finished is None for generation in self._generations.values())
 
+    @property
+    def num_known(self) -> int:
+        """Requests that run or can be resumed."""
+        return len(self._generations)
+
     def submit(
         self,
         target: ServingModel,

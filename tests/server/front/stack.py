@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
-from vorta.v1 import inference_pb2, inference_pb2_grpc
+from grpc_health.v1 import health_pb2
+from vorta.errors import VortaError
+from vorta.v1 import admin_pb2, inference_pb2, inference_pb2_grpc
+from vorta.wire import error_from_rpc
+from vorta_server.front.admin_service import AdminService, ServerFacts
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.generation import GenerationTable
+from vorta_server.front.health import SERVICE_NAME, HealthService
 from vorta_server.front.inference_service import InferenceConfig, InferenceService
 from vorta_server.front.interceptors.access_log import AccessLogInterceptor
 from vorta_server.front.interceptors.admission import AdmissionInterceptor
@@ -20,13 +27,52 @@ from vorta_server.front.stream import WritePacer
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
-from worker import ScriptedWorker
+
+from tests.server.front.scripted import ScriptedWorker
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+
+class TenantInterceptor:
+    """Takes the tenant from metadata, as authentication will."""
+
+    async def enter(self, method: object, call: Any) -> None:
+        """Sets the tenant."""
+        call.tenant = call.metadata.get("x-test-tenant", "")
+
+    def leave(self, method: object, call: object, error: VortaError | None) -> None:
+        """Nothing."""
+
+
+class RecordingLoader:
+    """A `ModelLoader` that changes the registry and starts nothing."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.registry = registry
+        self.loads: list[tuple[str, str, str, int | None]] = []
+        self.unloads: list[tuple[str, float | None]] = []
+
+    async def load(self, model: str, *, source: str, precision: str, max_model_len: int | None) -> ModelEntry:
+        """Records."""
+        self.loads.append((model, source, precision, max_model_len))
+        entry = self.registry.find(model)
+        if entry is None:
+            entry = ModelEntry(model=model, source=source, precision=precision)
+            self.registry.add(entry)
+        return entry
+
+    async def unload(self, model: str, *, grace_s: float | None) -> ModelEntry:
+        """Records."""
+        self.unloads.append((model, grace_s))
+        entry = self.registry.get(model)
+        self.registry.update(entry, state=ModelState.UNLOADED)
+        return entry
 
 
 class Stack:
-    """Everything between a client and a scripted worker. Attributes may be changed before entering."""
+    """Everything between a client and a scripted worker. Attributes may be changed before it is entered."""
 
     def __init__(self, folder: Path) -> None:
         self.worker = ScriptedWorker(folder / "worker.sock")
@@ -35,14 +81,19 @@ class Stack:
         self.pacer = WritePacer(write_cost_s=0.0, write_share=1.0, max_interval_s=0.0)
         self.budget = ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 16)
         self.config = InferenceConfig(max_buffered_bytes_per_stream=1 << 20)
+        self.grpc_config = GrpcConfig(port=0)
         self.admission = AdmissionInterceptor(max_concurrent_requests=64)
         self.generations = GenerationTable(self.metrics)
+        self.loader = RecordingLoader(self.registry)
+        self._exit = AsyncExitStack()
 
     async def __aenter__(self) -> Stack:
-        await self.worker.start()
-        self.link = await self.worker.connect()
-        self.registry.add(
-            ModelEntry(
+        async with AsyncExitStack() as stack:
+            await self.worker.start()
+            stack.push_async_callback(self.worker.stop)
+            self.link = await self.worker.connect()
+            stack.callback(self.link.close)
+            self.entry = ModelEntry(
                 model="scripted",
                 source="/models/scripted",
                 precision="fp32",
@@ -50,27 +101,63 @@ class Stack:
                 card=self.worker.card,
                 channel=self.link,
             )
-        )
-        self.service = InferenceService(
-            registry=self.registry,
-            generations=self.generations,
-            pacer=self.pacer,
-            resume_budget=self.budget,
-            config=self.config,
-        )
-        chain = InterceptorChain(
-            [AccessLogInterceptor(), RpcMetricsInterceptor(self.metrics), DeadlineInterceptor(), self.admission]
-        )
-        services = {"vorta.v1.InferenceService": bind_service(INFERENCE, self.service)}
-        self.server = GrpcServer(GrpcConfig(port=0), services, chain)
-        await self.server.start()
-        self.address = f"127.0.0.1:{self.server.port}"
-        self.client = grpc.aio.insecure_channel(self.address)
-        self.inference = inference_pb2_grpc.InferenceServiceStub(self.client)
+            self.registry.add(self.entry)
+            service = InferenceService(
+                registry=self.registry,
+                generations=self.generations,
+                pacer=self.pacer,
+                resume_budget=self.budget,
+                config=self.config,
+            )
+            names = (INFERENCE.full_name, ADMIN.full_name)
+            self.health = HealthService(self.registry, services=names, needing_model=names[:1])
+            admin = AdminService(
+                registry=self.registry,
+                loader=self.loader,
+                facts=ServerFacts(
+                    version="1.2.3",
+                    start_time_s=1000.0,
+                    max_message_bytes=self.grpc_config.max_request_bytes,
+                    services=names,
+                    is_draining=lambda: self.admission.is_draining,
+                ),
+            )
+            self.chain = InterceptorChain(
+                [
+                    AccessLogInterceptor(),
+                    RpcMetricsInterceptor(self.metrics),
+                    TenantInterceptor(),
+                    DeadlineInterceptor(),
+                    self.admission,
+                ]
+            )
+            services = {
+                INFERENCE.full_name: bind_service(INFERENCE, service),
+                ADMIN.full_name: bind_service(ADMIN, admin),
+                SERVICE_NAME: bind_service(HEALTH, self.health, is_probe=True),
+            }
+            self.server = GrpcServer(self.grpc_config, services, self.chain)
+            await self.server.start()
+            stack.push_async_callback(self.server.stop, 0)
+            self.address = f"127.0.0.1:{self.server.port}"
+            self.client = grpc.aio.insecure_channel(self.address)
+            stack.push_async_callback(self.client.close)
+            self.inference = inference_pb2_grpc.InferenceServiceStub(self.client)
+            self._exit = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.client.close()
-        await self.server.stop(0)
-        self.link.close()
-        await self.worker.stop()
+        await self._exit.aclose()
+
+
+async def error_of(call: Any) -> VortaError:
+    """The error that a unary or streaming call ends with; fails when it ends well."""
+    try:
+        if hasattr(call, "read"):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as exc:
+        return error_from_rpc(exc)
+    raise AssertionError("the call ended without an error")

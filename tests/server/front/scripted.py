@@ -114,6 +114,7 @@ class ScriptedWorker:
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[str] = set()
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begins to listen."""
@@ -138,6 +139,8 @@ class ScriptedWorker:
         if self._server is not None:
             self._server.close()
             self._server = None
+        if self._connections:
+            await asyncio.wait(self._connections)
 
     def send(self, message: WorkerMessage) -> None:
         """Sends a message to the front."""
@@ -164,6 +167,10 @@ class ScriptedWorker:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         frames = FrameBuffer()
         self.send(Hello(4242, self.card))
         with contextlib.suppress(ConnectionError):
