@@ -7,7 +7,8 @@ Two ways, chosen by what the decoder offers:
 - Any other: the text of a window of tokens with the new one, less the text of the window before. The window starts
   at the tokens of the previous piece of text, so that a decoder that treats the first token specially (SentencePiece
   drops its leading space) treats both alike, and it stays short, so that the cost of a token does not grow with the
-  text. This is the prefix-offset and read-offset method of Hugging Face's text-generation-inference, which vLLM uses as well.
+  text. This is the prefix-offset and read-offset method of Hugging Face's text-generation-inference, which vLLM uses
+  as well.
 """
 
 from __future__ import annotations

@@ -247,8 +247,9 @@ class Sampler:
         plan = self._plan
         if plan.rows is not rows or plan.num_rows != len(rows):
             plan = self._plan = _Plan(rows, self._vocab_size)
-        if logits.shape != (plan.num_rows, self._vocab_size):
-            raise ValueError(f"logits have shape {logits.shape}, not ({plan.num_rows}, {self._vocab_size})")
+        if logits.shape != (plan.num_rows, self._vocab_size) or logits.dtype != np.float32:
+            expected = f"float32 ({plan.num_rows}, {self._vocab_size})"
+            raise ValueError(f"logits are {logits.dtype} {logits.shape}, not {expected}")
         for i, row in plan.adjusted:
             row.adjust(logits[i])
         if plan.masked:

@@ -59,7 +59,7 @@ class Codec:
         if prompt.messages is not None:
             for message in prompt.messages:
                 # Before rendering: a template may take long over a huge message.
-                self._tokenizer.check_length(message.content, self._max_prompt_len)
+                self._tokenizer.check_length(message.content, self._max_prompt_len, field="messages")
             text = self._tokenizer.render_chat(
                 prompt.messages,
                 tools=prompt.tools,
@@ -67,7 +67,7 @@ class Codec:
                 continue_final_message=prompt.continue_final_message,
             )
             # The template wrote the special tokens already.
-            token_ids = self._tokenizer.encode(text, False, max_tokens=self._max_prompt_len)
+            token_ids = self._tokenizer.encode(text, False, max_tokens=self._max_prompt_len, field="messages")
             field = "messages"
         elif prompt.text:
             token_ids = self._tokenizer.encode(prompt.text, prompt.add_special_tokens, max_tokens=self._max_prompt_len)

@@ -1,7 +1,8 @@
 """A model's tokenizer, read from its folder: tokenizer.json and what stands beside it.
 
 Read where they exist: tokenizer_config.json (special tokens, chat template), chat_template.jinja or chat_template.json
-(which go before the config's template), generation_config.json (end-of-sequence ids, sampling defaults) and config.json.
+(which go before the config's template), generation_config.json (end-of-sequence ids, sampling defaults) and
+config.json.
 """
 
 from __future__ import annotations
@@ -115,28 +116,31 @@ class Tokenizer:
             values["temperature"] = 0.0
         return GenerationDefaults(**values)
 
-    def encode(self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None, field: str = "prompt"
+    ) -> list[int]:
         """The text's token ids.
 
         Args:
             text: Valid Unicode; lone surrogates are refused.
             add_special_tokens: Add what the tokenizer's template adds, such as the token that begins a text.
             max_tokens: Refuse a text of more tokens; one that is certainly longer is refused without tokenizing it.
+            field: The request's field that errors name.
 
         Raises:
             InvalidArgument: More than `max_tokens` tokens (reason CONTEXT_LENGTH_EXCEEDED), or not valid Unicode.
         """
         if max_tokens is not None:
-            self.check_length(text, max_tokens)
+            self.check_length(text, max_tokens, field=field)
         try:
             token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(f"The text is not valid Unicode: {error.reason}.", field="prompt") from error
+        except (UnicodeEncodeError, TypeError) as error:  # the library's answers to a lone surrogate
+            raise InvalidArgument("The text is not valid Unicode: it has a lone surrogate.", field=field) from error
         if max_tokens is not None and len(token_ids) > max_tokens:
-            raise _too_long(f"The prompt has {len(token_ids)} tokens", max_tokens)
+            raise _too_long(f"The prompt has {len(token_ids)} tokens", max_tokens, field)
         return token_ids
 
-    def check_length(self, text: str, max_tokens: int) -> None:
+    def check_length(self, text: str, max_tokens: int, *, field: str = "prompt") -> None:
         """Refuses a text that has more than `max_tokens` tokens by its size alone: no token of this vocabulary
         stands for more than so many bytes. Costs nothing beside the size.
 
@@ -150,7 +154,7 @@ class Tokenizer:
             return  # a character has at most four bytes
         at_least = math.ceil(len(text.encode("utf-8", "surrogatepass")) / self._bytes_per_token)
         if at_least > max_tokens:
-            raise _too_long(f"The prompt has at least {at_least} tokens", max_tokens)
+            raise _too_long(f"The prompt has at least {at_least} tokens", max_tokens, field)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The tokens' text; bytes that are not UTF-8 become U+FFFD. Ids beyond the vocabulary have no text."""
@@ -249,10 +253,10 @@ class Tokenizer:
         return ChatTemplate(source, special_tokens=self._special_tokens) if source else None
 
 
-def _too_long(message: str, max_tokens: int) -> InvalidArgument:
+def _too_long(message: str, max_tokens: int, field: str) -> InvalidArgument:
     return InvalidArgument(
         f"{message}; the model's context leaves room for {max_tokens}.",
         reason="CONTEXT_LENGTH_EXCEEDED",
         metadata={"max_tokens": max_tokens},
-        field="prompt",
+        field=field,
     )
