@@ -48,8 +48,17 @@ _CDF_BLOCK = 256
 _MAX_BLOCKS = 1024
 """Block maxima per row at most: enough for every usual top-k, few enough to sort in microseconds."""
 
+_MAX_CANDIDATES = 2048
+"""Candidates per row beyond which the wide path is faster."""
+
 _TOP_P_CANDIDATES = 64
 """Candidates that a top-p row looks at before it takes the wide path."""
+
+_BORDER_SAMPLE = 2048
+"""Logits of the sample that locates the border of a wide top-p set."""
+
+_BORDER_MARGIN = 128
+"""How far from its place in the sample the border may be: several standard deviations of that place."""
 
 _UNIFORMS_PER_REFILL = 64
 
@@ -342,7 +351,7 @@ class Sampler:
             bounds[only_min_p] = lowered[only_min_p]
         is_candidate = np.greater_equal(logits, bounds[:, None])
         counts = np.count_nonzero(is_candidate, axis=1)
-        is_wide |= counts > 4 * _MAX_BLOCKS
+        is_wide |= counts > _MAX_CANDIDATES
         if is_wide.any():
             is_candidate[is_wide] = False
             counts[is_wide] = 0
@@ -391,24 +400,60 @@ class Sampler:
         min_p: float,
         uniform: float,
     ) -> int:
-        """One row whose kept set may be most of the vocabulary: sorts its values, then draws by blocks."""
-        ranked_logits = np.sort(logits)[::-1][:top_k]
-        ranked = np.exp((ranked_logits - maximum) * inverse_temperature)[None, :]
-        keep, _ = _keep(
-            ranked,
-            np.array([top_k]),
-            np.array([top_p]),
-            np.array([min_p]),
-            np.array([ranked.sum()]),
-        )
-        num_kept = int(keep.sum())
-        border = ranked_logits[num_kept - 1]
-        num_above = int(np.count_nonzero(logits > border))
-        is_kept = logits > border
-        is_kept[np.flatnonzero(logits == border)[: num_kept - num_above]] = True
+        """One row whose kept set may be most of the vocabulary: finds the set's border, then draws by blocks."""
         weights = self._weigh(logits[None, :], np.array([maximum]), np.array([inverse_temperature]))
+        border = None
+        if top_k >= self._vocab_size and top_p >= 1.0:
+            # min-p alone: float32 weights decide but for those within a rounding of the bound.
+            is_kept = weights[0, : self._vocab_size] >= min_p
+            unsure = np.flatnonzero(np.abs(weights[0, : self._vocab_size] - np.float32(min_p)) < 1e-5 * min_p)
+            is_kept[unsure] = np.exp((logits[unsure] - maximum) * inverse_temperature) >= min_p
+            weights[0, : self._vocab_size] *= is_kept
+            return int(_draw_by_blocks(weights, np.array([uniform]))[0])
+        if top_k >= self._vocab_size and min_p == 0.0:
+            border = self._find_top_p_border(logits, weights, maximum, inverse_temperature, top_p)
+        if border is None:
+            ranked_logits = np.sort(logits)[::-1][:top_k]
+            ranked = np.exp((ranked_logits.astype(np.float64) - maximum) * inverse_temperature)[None, :]
+            mass = np.array([ranked.sum()])
+            keep, _ = _keep(ranked, np.array([top_k]), np.array([top_p]), np.array([min_p]), mass)
+            num_kept = int(keep.sum())
+            border = float(ranked_logits[num_kept - 1]), num_kept
+        value, num_kept = border
+        is_kept = logits > value
+        num_ties = num_kept - int(np.count_nonzero(is_kept))
+        is_kept[np.flatnonzero(logits == value)[:num_ties]] = True
         weights[0, : self._vocab_size] *= is_kept
         return int(_draw_by_blocks(weights, np.array([uniform]))[0])
+
+    def _find_top_p_border(
+        self, logits: FloatArray, weights: FloatArray, maximum: float, inverse_temperature: float, top_p: float
+    ) -> tuple[float, int] | None:
+        """The smallest logit that top-p keeps and how many tokens it keeps, without sorting all of the row.
+
+        A sorted sample of the logits says between which two values the border should be; only the logits between them
+        are sorted. Exact: the mass above is summed and must lie on the right side; None when the sample misled.
+        """
+        stride = self._vocab_size // _BORDER_SAMPLE
+        if stride < 2:
+            return None
+        sample = np.sort(logits[::stride])[::-1]
+        running = np.cumsum(np.exp((sample.astype(np.float64) - maximum) * inverse_temperature))
+        near = int(np.searchsorted(running, top_p * running[-1]))
+        high, low = sample[max(0, near - _BORDER_MARGIN)], sample[min(len(sample) - 1, near + _BORDER_MARGIN)]
+        is_above = logits > high
+        inner = weights[0, : self._vocab_size]
+        goal = top_p * float(weights.sum())
+        mass_above = float((inner * is_above).sum())
+        between = logits[(logits >= low) ^ is_above]
+        between.sort()
+        between = between[::-1]
+        added = np.exp((between.astype(np.float64) - maximum) * inverse_temperature)
+        running = mass_above + np.cumsum(added)
+        if mass_above >= goal or running[-1] < goal:
+            return None
+        last = int(np.searchsorted(running, goal))
+        return float(between[last]), int(np.count_nonzero(is_above)) + last + 1
 
     def _block_maxima(self, logits: FloatArray) -> FloatArray:
         """[num_rows, num_blocks]: block j holds the ids equal to j modulo the number of blocks, so that the maximum is

@@ -1,4 +1,4 @@
-"""The detokenizer over hand-written decoders; tests/server/tokenization/test_streaming.py runs it on real tokenizers."""
+"""The detokenizer over hand-written decoders; tokenization/test_streaming.py runs it on real tokenizers."""
 
 from __future__ import annotations
 
