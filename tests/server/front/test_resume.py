@@ -1,0 +1,161 @@
+"""Resume logs: any cut, any bound, and the bytes they hold."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vorta.errors import Cancelled, OutOfRange, ResourceExhausted
+from vorta_server.engine.request import Delta, Finished, Started
+from vorta_server.front.resume import ResumeBudget, ResumeLog
+from vorta_server.front.stream import WritePacer
+
+from tests.server.front.scripted import delta, finished
+
+
+def new_log(budget=None, max_interval_s=0.0):
+    budget = budget or ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 20)
+    pacer = WritePacer(write_cost_s=1.0, write_share=1.0, max_interval_s=max_interval_s)
+    pacer.num_streams = 1
+    return ResumeLog(request_id="r", budget=budget, pacer=pacer)
+
+
+def fill(log, num_tokens, n=1):
+    log.put(Started("r", 3))
+    for position in range(num_tokens):
+        log.put(delta("r", f"{position},", position, position % n))
+    log.put(finished("r", num_tokens))
+
+
+async def read_all(log, next_index=0):
+    reader = log.read(next_index, on_overflow=lambda error: None)
+    events = []
+    while not events or type(events[-1][1]) is not Finished:
+        events.append(await reader.next())
+    return events
+
+
+@settings(deadline=None)
+@given(num_tokens=st.integers(0, 30), n=st.integers(1, 3), cuts=st.lists(st.integers(0, 40), max_size=5))
+def test_cut_anywhere_and_continued_the_stream_is_the_same(num_tokens, n, cuts):
+    async def run():
+        log = new_log()
+        fill(log, num_tokens, n)
+        got = []
+        next_index = 0
+        for cut in cuts:
+            reader = log.read(next_index, on_overflow=lambda error: None)
+            for _ in range(cut):
+                index, event = await reader.next()
+                got.append(event)
+                next_index = index + 1
+                if type(event) is Finished:
+                    return got
+        return got + [event for _, event in await read_all(log, next_index)]
+
+    got = asyncio.run(run())
+    assert sum(type(event) is Finished for event in got) == 1
+    assert sum(type(event) is Started for event in got) == 1
+    deltas = [event for event in got if type(event) is Delta]
+    for index in range(n):
+        tokens = [t for event in deltas if event.sequence_index == index for t in event.token_ids]
+        assert tokens == list(range(index, num_tokens, n))
+
+
+async def test_only_neighbours_of_one_sequence_are_merged():
+    log = new_log()
+    log.put(delta("r", "a", 1, 0))
+    log.put(delta("r", "b", 2, 0))
+    log.put(delta("r", "c", 3, 1))
+    log.put(delta("r", "d", 4, 0))
+    log.put(finished("r", 4))
+    events = await read_all(log)
+    assert [index for index, _ in events] == [1, 2, 3, 4]
+    assert [event.text for _, event in events[:-1]] == ["ab", "c", "d"]
+
+
+async def test_oldest_events_are_dropped_and_their_absence_told():
+    budget = ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=500)
+    log = new_log(budget)
+    fill(log, 50)
+    assert log.first_index > 0
+    assert budget.used_bytes <= 500
+    with pytest.raises(OutOfRange) as caught:
+        log.read(0, on_overflow=lambda error: None)
+    assert caught.value.reason == "RESUME_GONE"
+    assert caught.value.metadata["first_index"] == str(log.first_index)
+    events = await read_all(log, log.first_index)
+    assert events[-1][0] == 51
+    with pytest.raises(OutOfRange):
+        log.read(52, on_overflow=lambda error: None)
+
+
+async def test_all_logs_share_one_budget():
+    budget = ResumeBudget(max_bytes=1000, max_bytes_per_request=1 << 20)
+    logs = [new_log(budget) for _ in range(3)]
+    for log in logs:
+        fill(log, 20)
+    # Each log keeps at least its last event, whatever the others hold.
+    assert budget.used_bytes <= 1000 + 3 * 100
+    for log in logs:
+        log.close()
+        log.close()
+    assert budget.used_bytes == 0
+
+
+async def test_a_reader_that_falls_behind_the_log_is_ended_and_may_come_back():
+    errors = []
+    log = new_log(ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=500))
+    log.put(Started("r", 3))
+    reader = log.read(0, on_overflow=errors.append)
+    await reader.next()
+    for position in range(50):
+        log.put(delta("r", "x", position))
+    assert [type(error) for error in errors] == [ResourceExhausted]
+    with pytest.raises(ResourceExhausted):
+        await reader.next()
+    assert log.release(reader)
+    log.put(finished("r", 50))
+    assert (await read_all(log, log.first_index))[-1][0] == 51
+
+
+async def test_a_second_reader_takes_over():
+    log = new_log()
+    log.put(Started("r", 3))
+    first = log.read(0, on_overflow=lambda error: None)
+    await first.next()
+    waiting = asyncio.ensure_future(first.next())
+    await asyncio.sleep(0)
+    second = log.read(1, on_overflow=lambda error: None)
+    with pytest.raises(Cancelled):
+        await waiting
+    assert not log.release(first)
+    log.put(delta("r", "a"))
+    assert (await second.next())[0] == 1
+    assert log.release(second)
+
+
+async def test_a_reader_may_wait_for_the_next_event_to_come():
+    log = new_log()
+    log.put(Started("r", 3))
+    reader = log.read(1, on_overflow=lambda error: None)
+    waiting = asyncio.ensure_future(reader.next())
+    await asyncio.sleep(0)
+    log.put(finished("r", 0))
+    assert type((await waiting)[1]) is Finished
+
+
+async def test_pacing_holds_tokens_but_not_the_end():
+    log = new_log(max_interval_s=1000.0)
+    log.put(delta("r", "first"))
+    reader = log.read(0, on_overflow=lambda error: None)
+    assert (await reader.next())[1].text == "first"
+    log.put(delta("r", "a"))
+    waiting = asyncio.ensure_future(reader.next())
+    await asyncio.sleep(0.01)
+    log.put(delta("r", "b"))
+    assert not waiting.done()
+    log.put(finished("r", 3))
+    assert (await waiting)[1].text == "ab"
