@@ -1,0 +1,32 @@
+"""The options that say which server a command talks to."""
+
+from __future__ import annotations
+
+import argparse
+
+from vorta.client import Client
+
+__all__ = ["add_connection", "connect", "positive_seconds"]
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Adds --server, --api-key, --tls, --timeout and --json."""
+    group = parser.add_argument_group("connection")
+    group.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="default: %(default)s")
+    group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
+    group.add_argument("--tls", action="store_true", help="connect with TLS")
+    group.add_argument("--timeout", type=positive_seconds, metavar="SECONDS", help="deadline of the call")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def connect(arguments: argparse.Namespace) -> Client:
+    """A client of the server that the options name."""
+    return Client(arguments.server, api_key=arguments.api_key, tls=arguments.tls, timeout_s=arguments.timeout)
+
+
+def positive_seconds(text: str) -> float:
+    """A number of seconds above 0, for argparse."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value

@@ -1,0 +1,78 @@
+"""Sampling options: one flag per field of the request, read from the contract."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from vorta._request import keywords_of
+from vorta.v1 import inference_pb2
+
+__all__ = ["add_sampling", "sampling_of"]
+
+_HELP = {
+    "max_tokens": "most tokens to generate",
+    "min_tokens": "tokens before the text may end",
+    "temperature": "0 is greedy; higher is more random",
+    "top_p": "keep the likeliest tokens up to this probability",
+    "top_k": "keep this many likeliest tokens",
+    "min_p": "drop tokens less likely than this share of the likeliest",
+    "presence_penalty": "lower every token already generated, once",
+    "frequency_penalty": "lower a token by each time it was generated",
+    "repetition_penalty": "lower tokens of prompt and text; 1 changes nothing",
+    "logit_bias": "add to a token's logit; may be repeated",
+    "seed": "equal seeds draw equally",
+    "stop": "end the text at this string; may be repeated",
+    "stop_token_ids": "end the text at this token; may be repeated",
+    "include_stop": "keep the stop string in the text",
+    "ignore_eos": "go on after an end-of-sequence token",
+    "n": "independent sequences",
+    "logprobs": "log probabilities, with this many alternatives",
+    "prompt_logprobs": "the same for the prompt",
+    "echo": "begin the text with the prompt",
+    "priority": "lower is sooner",
+    "deterministic": "the same tokens whatever the load",
+    "skip_special_tokens": "leave special tokens out of the text",
+    "request_id": "the request's own id",
+}
+
+_INTEGERS = (FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each sampling field of GenerateRequest; absent flags leave the server's defaults."""
+    group = parser.add_argument_group("sampling (the server's defaults where absent)")
+    fields = inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
+    for name in keywords_of(inference_pb2.GenerateRequest):
+        options: dict[str, Any] = {"dest": name, "help": _HELP.get(name, ""), "default": None}
+        field = fields[name]
+        if name == "logit_bias":
+            options |= {"action": "append", "type": _bias, "metavar": "TOKEN=BIAS"}
+        elif field.type == FieldDescriptor.TYPE_BOOL:
+            options |= {"action": argparse.BooleanOptionalAction}
+        else:
+            is_integer = field.type in _INTEGERS
+            is_text = field.type == FieldDescriptor.TYPE_STRING
+            options |= {"type": int if is_integer else str if is_text else float}
+            options |= {"metavar": "N" if is_integer else "TEXT" if is_text else "X"}
+            if field.is_repeated:
+                options |= {"action": "append"}
+        flag = "--stop-token-id" if name == "stop_token_ids" else f"--{name.replace('_', '-')}"
+        group.add_argument(flag, **options)
+
+
+def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keywords that were given."""
+    values = {name: getattr(arguments, name) for name in keywords_of(inference_pb2.GenerateRequest)}
+    if values["logit_bias"] is not None:
+        values["logit_bias"] = dict(values["logit_bias"])
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, separator, bias = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form TOKEN=BIAS")
+    return int(token), float(bias)

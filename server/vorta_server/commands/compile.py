@@ -1,0 +1,116 @@
+"""`vorta compile`: a checkpoint folder in, an artifact folder out, with a progress bar.
+
+Imports the compiler only when it runs, so that listing the commands stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from vorta.cli.output import print_json
+from vorta.errors import FailedPrecondition, Internal, InvalidArgument, VortaError
+
+__all__ = ["add_compile"]
+
+
+def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `compile` to the command line."""
+    parser = subparsers.add_parser(
+        "compile",
+        help="compile a checkpoint to an artifact",
+        description="Quantise a Hugging Face checkpoint and compile it to an artifact folder that `vorta serve` takes.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint folder, or the id of a pulled model")
+    parser.add_argument("out", type=Path, help="the artifact folder to write")
+    parser.add_argument("--target", default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--precision", default="int8", metavar="fp32|int8|int4", help="of the weights; default: %(default)s"
+    )
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="tokens; default: what the checkpoint names")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where pulled models are")
+    parser.add_argument("--force", action="store_true", help="replace an artifact that is there")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(run=run_compile)
+
+
+def run_compile(arguments: argparse.Namespace) -> int:
+    """Compiles; returns the exit code. Raises VortaError for a checkpoint or argument at fault."""
+    from vorta_server.commands.data_dir import find_data_dir
+    from vorta_server.compiler.artifact import ArtifactError, StorageError
+    from vorta_server.compiler.checkpoint import CheckpointError
+    from vorta_server.compiler.compile import compile_checkpoint
+    from vorta_server.registry.source import resolve_source
+
+    source = resolve_source(arguments.checkpoint, data_dir=find_data_dir(arguments.data_dir))
+    start_s = time.monotonic()
+    with ProgressBar(is_shown=sys.stderr.isatty() and not arguments.json) as bar:
+        try:
+            manifest = compile_checkpoint(
+                source,
+                arguments.out,
+                target=arguments.target,
+                precision=arguments.precision,
+                max_model_len=arguments.max_model_len,
+                progress=bar.report,
+                overwrite=arguments.force,
+            )
+        except CheckpointError as exc:
+            raise _checkpoint_error(exc, source) from exc
+        except ArtifactError as exc:
+            raise InvalidArgument(f"{exc}; --force replaces it", field="out") from exc
+        except StorageError as exc:
+            raise Internal(str(exc), metadata={"path": arguments.out}) from exc
+    num_bytes = sum(entry.bytes for entry in manifest.files.values())
+    result = {
+        "artifact": str(arguments.out),
+        "architecture": manifest.architecture,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "max_model_len": manifest.max_model_len,
+        "size_bytes": num_bytes,
+        "elapsed_s": round(time.monotonic() - start_s, 3),
+    }
+    if arguments.json:
+        print_json(result)
+    else:
+        sys.stdout.write(
+            f"{arguments.out}: {manifest.architecture}, {manifest.precision}, {num_bytes / 1e6:.1f} MB, "
+            f"{result['elapsed_s']:.1f} s\n"
+        )
+    return 0
+
+
+class ProgressBar:
+    """A compilation's progress on stderr, from 0 to 100 %."""
+
+    def __init__(self, *, is_shown: bool) -> None:
+        self._bar: Any = tqdm(
+            total=100,
+            disable=not is_shown,
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}",
+            leave=False,
+        )
+
+    def report(self, stage: str, fraction: float) -> None:
+        """Shows what is being done and the fraction done, 0 to 1."""
+        self._bar.set_description_str(stage, refresh=False)
+        self._bar.update(max(0.0, 100 * fraction - self._bar.n))
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._bar.close()
+
+
+def _checkpoint_error(exc: Exception, source: Path) -> VortaError:
+    """The compiler's refusal, as an error of the family; an argument's fault is told from the checkpoint's."""
+    field: str | None = getattr(exc, "field", None)
+    if field in ("target", "precision", "max_model_len"):
+        return InvalidArgument(str(exc), field=field)
+    return FailedPrecondition(str(exc), reason="CHECKPOINT_INVALID", metadata={"path": source}, field=field)
