@@ -142,6 +142,11 @@ class ScriptedWorker:
         if self._connections:
             await asyncio.wait(self._connections)
 
+    async def wait_submitted(self, count: int = 1) -> None:
+        """Returns when so many requests have come."""
+        while len(self.submitted) < count:  # noqa: ASYNC110 - a test's loop of one step
+            await asyncio.sleep(0)
+
     def send(self, message: WorkerMessage) -> None:
         """Sends a message to the front."""
         if self._writer is not None and not self._writer.is_closing():
