@@ -54,7 +54,7 @@ _MAX_CANDIDATES = 2048
 _TOP_P_CANDIDATES = 64
 """Candidates that a top-p row looks at before it takes the wide path."""
 
-_BORDER_SAMPLE = 2048
+_BORDER_SAMPLE = 4096
 """Logits of the sample that locates the border of a wide top-p set."""
 
 _BORDER_MARGIN = 128
@@ -243,6 +243,7 @@ class Sampler:
         padded = -(-vocab_size // _CDF_BLOCK) * _CDF_BLOCK
         # Columns beyond the vocabulary stay zero: they weigh nothing in a block's sum.
         self._weights: FloatArray = np.zeros((self._chunk_rows, padded), np.float32)
+        self._is_found: NDArray[np.bool_] = np.zeros(self._chunk_rows * vocab_size + 8, np.bool_)
         self._plan = _Plan((), vocab_size)
 
     def sample(self, logits: FloatArray, rows: Sequence[RowState]) -> SampleResult:
@@ -300,14 +301,12 @@ class Sampler:
         return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
 
     def _sample_rows(self, logits: FloatArray, maxima: DoubleArray, plan: _Plan, token_ids: IntArray) -> None:
-        """Draws the sampled rows' tokens into `token_ids`, some rows at a time."""
+        """Draws the sampled rows' tokens into `token_ids`."""
         for indices, draw in ((plan.free, self._draw_free), (plan.restricted, self._draw_restricted)):
-            for start in range(0, len(indices), self._chunk_rows):
-                chunk = indices[start : start + self._chunk_rows]
-                first, last = int(chunk[0]), int(chunk[-1])
-                part = logits[first : last + 1] if last - first + 1 == len(chunk) else logits[chunk]
-                uniforms = np.array([plan.rows[i].draw() for i in chunk.tolist()], np.float64)
-                token_ids[chunk] = draw(part, maxima[chunk], uniforms, plan, chunk)
+            if indices.size:
+                part = logits if len(indices) == len(logits) else logits[indices]
+                uniforms = np.array([plan.rows[i].draw() for i in indices.tolist()], np.float64)
+                token_ids[indices] = draw(part, maxima[indices], uniforms, plan, indices)
 
     def _weigh(self, logits: FloatArray, maxima: DoubleArray, inverse_temperature: DoubleArray) -> FloatArray:
         """exp((logit - maximum) / temperature) in scratch memory, [num_rows, padded vocabulary]."""
@@ -319,56 +318,66 @@ class Sampler:
         return weights
 
     def _draw_free(
-        self, logits: FloatArray, maxima: DoubleArray, uniforms: DoubleArray, plan: _Plan, chunk: IntArray
+        self, logits: FloatArray, maxima: DoubleArray, uniforms: DoubleArray, plan: _Plan, indices: IntArray
     ) -> IntArray:
         """Rows with a temperature and nothing else."""
-        return _draw_by_blocks(self._weigh(logits, maxima, plan.inverse_temperature[chunk]), uniforms)
+        inverse_temperature = plan.inverse_temperature[indices]
+        tokens = np.empty(len(logits), np.int64)
+        for start in range(0, len(logits), self._chunk_rows):
+            chunk = slice(start, start + self._chunk_rows)
+            weights = self._weigh(logits[chunk], maxima[chunk], inverse_temperature[chunk])
+            tokens[chunk] = _draw_by_blocks(weights, uniforms[chunk])
+        return tokens
 
     def _draw_restricted(
-        self, logits: FloatArray, maxima: DoubleArray, uniforms: DoubleArray, plan: _Plan, chunk: IntArray
+        self, logits: FloatArray, maxima: DoubleArray, uniforms: DoubleArray, plan: _Plan, indices: IntArray
     ) -> IntArray:
         """Rows with top-k, top-p or min-p."""
         num_rows = len(logits)
-        inverse_temperature = plan.inverse_temperature[chunk]
-        top_k, top_p, min_p = plan.top_k[chunk], plan.top_p[chunk], plan.min_p[chunk]
+        inverse_temperature = plan.inverse_temperature[indices]
+        top_k, top_p, min_p = plan.top_k[indices], plan.top_p[indices], plan.min_p[indices]
         has_k = (top_k > 0) & (top_k < self._vocab_size)
         needs_mass = ~has_k & (top_p < 1.0)
         only_min_p = ~has_k & ~needs_mass
         # No more than this many tokens can be ranked among the candidates; the wide path takes the others.
         wanted = np.where(has_k, top_k, _TOP_P_CANDIDATES)
         is_wide = wanted > self._num_blocks
-        bounds = np.empty(num_rows, np.float32)
-        if not only_min_p.all():
-            block_maxima = self._block_maxima(logits)
-            block_maxima.sort(axis=1)
-            nth = self._num_blocks - np.minimum(wanted, self._num_blocks)
-            bounds[:] = block_maxima[np.arange(num_rows), nth]
-        if only_min_p.any():
-            with np.errstate(divide="ignore"):
-                exact = maxima + np.log(min_p) / inverse_temperature
-            # Rounded down, so that the float64 comparison below decides at the border.
-            lowered = np.nextafter(exact.astype(np.float32), np.float32(-np.inf))
-            bounds[only_min_p] = lowered[only_min_p]
-        is_candidate = np.greater_equal(logits, bounds[:, None])
-        counts = np.count_nonzero(is_candidate, axis=1)
-        is_wide |= counts > _MAX_CANDIDATES
-        if is_wide.any():
-            is_candidate[is_wide] = False
-            counts[is_wide] = 0
+        with np.errstate(divide="ignore"):
+            exact = maxima + np.log(min_p) / inverse_temperature
+        # Rounded down, so that the float64 comparison below decides at the border.
+        min_p_bounds = np.nextafter(exact.astype(np.float32), np.float32(-np.inf))
         mass = np.full(num_rows, np.inf)
-        if needs_mass.any():
-            weights = self._weigh(logits, maxima, inverse_temperature)
-            mass = np.where(needs_mass, weights.sum(axis=1), np.inf)
+        found: list[IntArray] = []
+        for start in range(0, num_rows, self._chunk_rows):
+            chunk = slice(start, start + self._chunk_rows)
+            bounds = min_p_bounds[chunk]
+            if not only_min_p[chunk].all():
+                block_maxima = self._block_maxima(logits[chunk])
+                block_maxima.sort(axis=1)
+                nth = self._num_blocks - np.minimum(wanted[chunk], self._num_blocks)
+                ranked_bounds = block_maxima[np.arange(len(nth)), nth]
+                bounds = np.where(only_min_p[chunk], bounds, ranked_bounds)
+            bounds = np.where(is_wide[chunk], np.float32(np.inf), bounds)
+            found.append(self._find_at_least(logits[chunk], bounds) + start * self._vocab_size)
+            if needs_mass[chunk].any():
+                weights = self._weigh(logits[chunk], maxima[chunk], inverse_temperature[chunk])
+                mass[chunk] = np.where(needs_mass[chunk], weights.sum(axis=1), np.inf)
 
-        flat = np.flatnonzero(is_candidate)
-        row_of = np.repeat(np.arange(num_rows), counts)
+        flat = np.concatenate(found)
+        row_of = flat // self._vocab_size
+        counts = np.bincount(row_of, minlength=num_rows)
+        too_many = counts > _MAX_CANDIDATES
+        if too_many.any():
+            is_wide |= too_many
+            flat = flat[~too_many[row_of]]
+            row_of = flat // self._vocab_size
+            counts[too_many] = 0
         width = max(1, int(counts.max()))
         column = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
         ids = np.zeros((num_rows, width), np.int64)
         ids[row_of, column] = flat - row_of * self._vocab_size
         scaled = np.full((num_rows, width), -np.inf)
-        values = logits.reshape(-1)[flat] if logits.flags.c_contiguous else logits[is_candidate]
-        scaled[row_of, column] = (values - maxima[row_of]) * inverse_temperature[row_of]
+        scaled[row_of, column] = (logits.reshape(-1)[flat] - maxima[row_of]) * inverse_temperature[row_of]
 
         order = np.argsort(-scaled, axis=1, kind="stable")
         ranked = np.exp(np.take_along_axis(scaled, order, axis=1))
@@ -376,8 +385,7 @@ class Sampler:
         is_wide |= ~covered
         kept_weights = np.empty_like(ranked)
         np.put_along_axis(kept_weights, order, np.where(keep, ranked, 0.0), axis=1)
-        chosen = _pick(kept_weights, uniforms)
-        tokens = ids[np.arange(num_rows), chosen]
+        tokens = ids[np.arange(num_rows), _pick(kept_weights, uniforms)]
         for i in np.flatnonzero(is_wide).tolist():
             tokens[i] = self._draw_wide(
                 logits[i],
@@ -389,6 +397,19 @@ class Sampler:
                 float(uniforms[i]),
             )
         return tokens
+
+    def _find_at_least(self, logits: FloatArray, bounds: FloatArray) -> IntArray:
+        """Flat indices, ascending, of the logits [num_rows, vocab_size] that reach their row's bound: few are expected,
+        so eight comparisons are looked at together."""
+        size = logits.size
+        is_found = self._is_found[:size].reshape(logits.shape)
+        np.greater_equal(logits, bounds[:, None], out=is_found)
+        padded = -(-size // 8) * 8
+        self._is_found[size:padded] = False
+        eights = np.flatnonzero(self._is_found[:padded].view(np.uint64) != 0)
+        inner = np.flatnonzero(self._is_found[:padded].reshape(-1, 8)[eights])
+        flat: IntArray = eights[inner >> 3] * 8 + (inner & 7)
+        return flat
 
     def _draw_wide(
         self,
@@ -444,8 +465,8 @@ class Sampler:
         is_above = logits > high
         inner = weights[0, : self._vocab_size]
         goal = top_p * float(weights.sum())
-        mass_above = float((inner * is_above).sum())
-        between = logits[(logits >= low) ^ is_above]
+        mass_above = float(np.multiply(inner, is_above).sum())
+        between = logits[np.flatnonzero((logits >= low) ^ is_above)]
         between.sort()
         between = between[::-1]
         added = np.exp((between.astype(np.float64) - maximum) * inverse_temperature)
