@@ -152,7 +152,7 @@ def error_from_status(code: int, message: str, details: bytes | None) -> VortaEr
                     field = request.field_violations[0].field
             elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
                 delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
-                retry_delay_s = max(0.0, delay.seconds + delay.nanos / 1e9)
+                retry_delay_s = max(0.0, (delay.seconds * 10**9 + delay.nanos) / 1e9)  # one rounding
         except DecodeError:
             continue
     if field and "field" not in metadata:
