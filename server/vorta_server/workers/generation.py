@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tokenizers
 
-from vorta.errors import FailedPrecondition
+from vorta.errors import FailedPrecondition, Unavailable
+from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.runner import ModelRunner
 from vorta_server.engine.scheduler import SchedulerConfig
@@ -108,20 +109,9 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
 
 
 def _build_onnx(config: WorkerConfig) -> _Parts:
-    from vorta_server.compiler.artifact import is_artifact, load_manifest
     from vorta_server.runners.onnx import OnnxRunner
 
-    source = Path(config.source)
-    if not is_artifact(source):
-        from vorta_server.compiler.cache import artifact_for
-
-        source = artifact_for(
-            source,
-            precision=config.precision,
-            cache_dir=Path(config.cache_dir),
-            max_model_len=config.max_model_len,
-        )
-    manifest = load_manifest(source, verify=False)
+    source, manifest = _artifact(config)
     if config.max_model_len is not None and config.max_model_len > manifest.max_model_len:
         raise FailedPrecondition(
             f"max_model_len is {config.max_model_len}; the model's context is {manifest.max_model_len}",
@@ -152,6 +142,37 @@ def _build_onnx(config: WorkerConfig) -> _Parts:
         precision=manifest.precision,
         parameter_count=manifest.num_parameters,
     )
+
+
+def _artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
+    """The artifact to serve, compiled first when the source is a checkpoint."""
+    source = Path(config.source)
+    try:
+        if is_artifact(source):
+            return source, load_manifest(source)
+        from vorta_server.compiler.cache import CacheBusyError, artifact_for  # brings onnx, which serving does not need
+        from vorta_server.compiler.checkpoint import CheckpointError
+
+        try:
+            compiled = artifact_for(
+                source,
+                precision=config.precision,
+                cache_dir=Path(config.cache_dir),
+                max_model_len=config.max_model_len,
+            )
+        except CheckpointError as error:
+            raise _invalid(error, error.path or source, error.field) from error
+        except CacheBusyError as error:
+            raise Unavailable(str(error), retry_delay_s=10.0) from error
+        return compiled, load_manifest(compiled, verify=False)
+    except ArtifactError as error:
+        raise _invalid(error, error.path, error.field) from error
+    except StorageError as error:
+        raise FailedPrecondition(str(error), reason="CHECKPOINT_INVALID", metadata={"path": error.out}) from error
+
+
+def _invalid(error: Exception, path: Path, field: str | None) -> FailedPrecondition:
+    return FailedPrecondition(str(error), reason="CHECKPOINT_INVALID", metadata={"path": path}, field=field)
 
 
 def _build_fake(config: WorkerConfig) -> _Parts:

@@ -428,7 +428,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     from vorta_server.workers.generation import build_generation
 
-    model = build_generation(config)
+    try:
+        model = build_generation(config)
+    except VortaError as error:
+        # The supervisor reads this line; a traceback would say no more.
+        raise SystemExit(f"vorta.errors.{type(error).__name__}: {error.message}") from error
     transport = WorkerTransport(Path(config.socket_path))
     host = WorkerHost(
         engine=model.engine,
