@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vorta_server.engine.detokenizer import ByteTableDecoder, Detokenizer
 
@@ -36,6 +36,7 @@ class WordVocabulary:
         return "".join(self.words[i] for i in token_ids).removeprefix(" ")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_both_ways_give_the_text_in_whole_characters(text: str) -> None:
     for decoder in (ByteVocabulary(), ByteTableVocabulary()):
@@ -46,6 +47,7 @@ def test_both_ways_give_the_text_in_whole_characters(text: str) -> None:
             assert "".join(pieces) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_the_table_path_equals_a_decode_of_all_bytes(data: bytes) -> None:
     detokenizer = Detokenizer(ByteTableVocabulary(), prompt_tail=[], skip_special_tokens=True)
@@ -53,6 +55,7 @@ def test_the_table_path_equals_a_decode_of_all_bytes(data: bytes) -> None:
     assert text == data.decode("utf-8", "replace")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_the_window_stays_short(data: bytes) -> None:
     decoder = ByteVocabulary()
@@ -63,6 +66,7 @@ def test_the_window_stays_short(data: bytes) -> None:
     assert decoder.longest <= 16
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4)))
 def test_leading_spaces_survive(prompt: list[int], token_ids: list[int]) -> None:
     prompt = [0, *prompt, 0]
