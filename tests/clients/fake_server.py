@@ -44,7 +44,7 @@ class FakeServer(
 ):
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.calls: dict[str, list[Any]] = defaultdict(list)
         self.metadata: list[dict[str, Any]] = []
         self.on_event: Callable[[str, int], None] = lambda request_id, index: None
@@ -66,7 +66,10 @@ class FakeServer(
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.health.set("sick", health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.port = self._server.add_insecure_port("localhost:0")
+        if credentials is None:
+            self.port = self._server.add_insecure_port("localhost:0")
+        else:
+            self.port = self._server.add_secure_port("localhost:0", credentials)
         self._server.start()
 
     @property

@@ -173,6 +173,39 @@ async def test_cancel_ends_the_stream_with_an_event(client: vorta.AsyncClient, s
     assert (await stream.result()).finish_reason is vorta.FinishReason.CANCELLED
 
 
+async def test_closing_from_another_task_ends_the_reader(client: vorta.AsyncClient, server: FakeServer) -> None:
+    server.on_event = lambda request_id, index: (index > 1 and server.block.wait(10)) and None
+    stream = client.stream_generate("hello")
+    await anext(stream)
+
+    async def read() -> list[vorta.Event]:
+        return [event async for event in stream]
+
+    reader = asyncio.create_task(read())
+    await asyncio.sleep(0.05)
+    await stream.aclose()
+    assert all(isinstance(event, vorta.Delta) for event in await reader)
+    server.block.set()
+
+
+async def test_cut_stream_that_the_server_forgot(
+    proxied: vorta.AsyncClient, proxy: CuttingProxy, server: FakeServer
+) -> None:
+    def cut(request_id: str, index: int) -> None:
+        if index == 3:
+            server.block.wait(10)
+            server.forget = True
+            proxy.cut()
+
+    server.on_event = cut
+    stream = proxied.stream_generate("hello")
+    assert isinstance(await anext(stream), vorta.Started)
+    server.block.set()
+    with pytest.raises(errors.Unavailable, match="cannot be resumed: no such request"):
+        await stream.result()
+    assert [event async for event in stream] == []
+
+
 async def test_resume_by_id(client: vorta.AsyncClient) -> None:
     async with client.stream_generate("hello") as stream:
         head = [await anext(stream) for _ in range(4)]

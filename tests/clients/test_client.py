@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
+import grpc
 import pytest
 import vorta
 from hypothesis import HealthCheck, given, settings
@@ -261,6 +265,34 @@ def test_closing_early_cancels(client: vorta.Client, server: FakeServer) -> None
     assert list(stream) == []
 
 
+def test_a_dropped_stream_is_cancelled(client: vorta.Client, server: FakeServer) -> None:
+    server.on_event = lambda request_id, index: (index > 3 and server.cancelled[request_id].wait(10)) and None
+    for event in client.stream_generate("hello", request_id="dropped"):
+        if event.index == 2:
+            break
+    assert server.cancelled["dropped"].wait(10)
+
+
+def test_a_stream_dropped_after_its_client_is_silent(server: FakeServer) -> None:
+    server.on_event = lambda request_id, index: (index > 1 and server.block.wait(10)) and None
+    client = vorta.Client(server.target)
+    stream = client.stream_generate("hello")
+    next(stream)
+    client.close()
+    del stream
+    server.block.set()
+
+
+def test_closing_from_another_thread_ends_the_reader(client: vorta.Client, server: FakeServer) -> None:
+    server.on_event = lambda request_id, index: (index > 1 and server.block.wait(10)) and None
+    stream = client.stream_generate("hello")
+    next(stream)
+    threading.Timer(0.05, stream.close).start()
+    assert all(isinstance(event, vorta.Delta) for event in stream)
+    assert stream.finished is None
+    server.block.set()
+
+
 def test_cancel_ends_the_stream_with_an_event(client: vorta.Client, server: FakeServer) -> None:
     server.on_event = lambda request_id, index: (index > 3 and server.cancelled[request_id].wait(10)) and None
     stream = client.stream_generate("hello")
@@ -383,6 +415,25 @@ def test_closed_client(server: FakeServer) -> None:
         client.generate("hello")
     with pytest.raises(errors.Cancelled, match="closed"):
         client.stream_generate("hello")
+
+
+def test_tls(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([openssl, *words.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    server = FakeServer(credentials)
+    try:
+        for tls in (certificate.read_bytes(), grpc.ssl_channel_credentials(certificate.read_bytes())):
+            with vorta.Client(server.target, tls=tls) as client:
+                assert client.generate("hello").text == text_of("hello")
+        with vorta.Client(server.target, tls=True, retry=FAST) as client, pytest.raises(errors.Unavailable):
+            client.generate("hello")
+    finally:
+        server.close()
 
 
 def test_tokens(client: vorta.Client) -> None:

@@ -22,7 +22,7 @@ HEALTH_TIMEOUT_S = 10.0
 """Deadline of a health check when none is given, in seconds."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamCall:
     """What a stream needs to open its RPCs."""
 

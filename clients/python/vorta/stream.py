@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -24,8 +26,8 @@ class Stream:
     """The events of one request, in order, each exactly once, over as many connections as it takes.
 
     Iterate over it; every event has a `.text`. The last event is `Finished`. After it, iterating raises
-    DeadlineExceeded, Unavailable or the request's own error when the request did not run to its end. Leaving the
-    loop early and then `close` (or the end of a `with` block) cancels the request on the server.
+    DeadlineExceeded, Unavailable or the request's own error when the request did not run to its end. `close`, or the
+    end of a `with` block, cancels a request that is still running; so does dropping the stream, in the background.
 
     One thread reads; `cancel` may be called from any thread.
     """
@@ -113,6 +115,16 @@ class Stream:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # A loop left by `break`, without `with`: the server need not wait for the end of the resume window.
+        if getattr(self, "_closed", True) or self.finished is not None or sys.is_finalizing():
+            return
+        self._closed = True
+        with contextlib.suppress(ValueError):  # the client is closed, and its calls with it
+            invoke, request = self._cancel_call()
+            future = invoke.future(request, timeout=CANCEL_TIMEOUT_S, metadata=self._parts.config.metadata)
+            future.add_done_callback(_ignore)  # holds the call, which grpc would drop with its future
+
     def _open(self, step: Step) -> None:
         if step.wait_s > 0:
             time.sleep(step.wait_s)
@@ -136,11 +148,18 @@ class Stream:
             self._open(step)
 
     def _send_cancel(self) -> None:
-        method = INFERENCE["CancelGenerate"]
-        request = inference_pb2.CancelGenerateRequest(request_id=self.request_id)
-        invoke = self._channel.unary_unary(method.path, method.serialize, method.deserialize)
         try:
+            invoke, request = self._cancel_call()
             invoke(request, timeout=CANCEL_TIMEOUT_S, metadata=self._parts.config.metadata)
         except (grpc.RpcError, ValueError):
             # The request has ended, or the server is out of reach and will end it by its resume window.
             return
+
+    def _cancel_call(self) -> tuple[Any, Any]:
+        method = INFERENCE["CancelGenerate"]
+        request = inference_pb2.CancelGenerateRequest(request_id=self.request_id)
+        return self._channel.unary_unary(method.path, method.serialize, method.deserialize), request
+
+
+def _ignore(_future: Any) -> None:
+    """Nobody waits for the outcome."""

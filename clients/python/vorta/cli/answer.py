@@ -48,6 +48,7 @@ def _print_whole(generation: Generation) -> None:
 
 def _print_live(stream: Stream, *, as_json: bool) -> Generation:
     # Leaving the block early, by Ctrl-C or a closed pipe, cancels the request on the server.
+    has_text = False
     with stream:
         try:
             for event in stream:
@@ -55,7 +56,8 @@ def _print_live(stream: Stream, *, as_json: bool) -> Generation:
                     print_json(event_object(event))
                 else:
                     print_token(event.text)
+                    has_text = True
         finally:
-            if not as_json:
+            if has_text:
                 print_token("\n")
         return stream.result()
