@@ -246,6 +246,14 @@ def test_client_commands_are_light(server: FakeServer) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "serving\n", "")
 
 
+def test_the_command_line_loads_no_grpc_until_it_connects() -> None:
+    code = (
+        "import sys; from vorta.cli.main import build_parser; build_parser(['health']); sys.exit('grpc' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, check=False)
+    assert done.returncode == 0
+
+
 def test_interrupt_cancels_the_request(server: FakeServer) -> None:
     server.on_event = lambda request_id, index: (index > 3 and server.cancelled[request_id].wait(30)) and None
     process = spawn("generate", "hello", "--server", server.target)

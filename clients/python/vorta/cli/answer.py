@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vorta.cli.output import event_object, print_json, print_timings, print_token
 from vorta.result import Generation
-from vorta.stream import Stream
+
+if TYPE_CHECKING:
+    from vorta.stream import Stream
 
 __all__ = ["add_stream_option", "answer"]
 

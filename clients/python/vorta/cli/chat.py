@@ -6,16 +6,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vorta.cli.answer import add_stream_option, answer
 from vorta.cli.connection import add_connection, connect
 from vorta.cli.generate import read_text
 from vorta.cli.output import EXIT_INTERRUPTED, EXIT_OK, error_line
 from vorta.cli.sampling import add_sampling, sampling_of
-from vorta.client import Client
 from vorta.errors import InvalidArgument, VortaError
 from vorta.result import ChatMessage
+
+if TYPE_CHECKING:
+    from vorta.client import Client
 
 __all__ = ["add_command"]
 

@@ -1,10 +1,15 @@
-"""The options that say which server a command talks to."""
+"""The options that say which server a command talks to.
+
+grpc is loaded only when a command connects: `vorta --help` stays quick, and `vorta serve` sets grpc up in its own way.
+"""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from vorta.client import Client
+if TYPE_CHECKING:
+    from vorta.client import Client
 
 __all__ = ["add_connection", "connect", "positive_seconds"]
 
@@ -21,6 +26,8 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 def connect(arguments: argparse.Namespace) -> Client:
     """A client of the server that the options name."""
+    from vorta.client import Client
+
     return Client(arguments.server, api_key=arguments.api_key, tls=arguments.tls, timeout_s=arguments.timeout)
 
 
