@@ -126,7 +126,8 @@ class App:
                 RpcMetricsInterceptor(self.metrics),
                 DeadlineInterceptor(),
                 self.admission,
-            ]
+            ],
+            max_request_bytes=settings.grpc.max_request_bytes,
         )
         names = (_INFERENCE.full_name, _ADMIN.full_name)
         self.health = HealthService(self.registry, services=(*names, HEALTH), needing_model=(_INFERENCE.full_name,))
@@ -171,6 +172,8 @@ class App:
                 max_request_bytes=grpc.max_request_bytes,
                 max_reply_bytes=grpc.max_reply_bytes,
                 min_ping_interval_s=grpc.min_ping_interval_s,
+                keepalive_s=grpc.keepalive_s,
+                keepalive_timeout_s=grpc.keepalive_timeout_s,
                 max_connection_age_s=grpc.max_connection_age_s,
                 max_connection_age_grace_s=grpc.max_connection_age_grace_s,
                 reflection=grpc.reflection,

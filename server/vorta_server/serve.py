@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serves until told to stop. Returns 0 then, and 1 when the settings are wrong or a port is taken."""
     import asyncio
+    import gc
     import os
 
     # gRPC would prepare for forks that use gRPC in the child, and warn of each worker's start.
@@ -46,7 +47,12 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from vorta_server.settings import load_settings
 
     async def serve() -> None:
-        await App(settings).run()
+        app = App(settings)
+        # What was imported and built so far lives until the end: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        await app.run()
 
     try:
         settings = load_settings(_flags(arguments), config=arguments.config)

@@ -56,6 +56,8 @@ class GrpcSettings:
     max_request_bytes: NumBytes = 16 * 1024 * 1024
     max_reply_bytes: NumBytes = 64 * 1024 * 1024
     min_ping_interval_s: PositiveSeconds = 10.0
+    keepalive_s: PositiveSeconds = 60.0
+    keepalive_timeout_s: PositiveSeconds = 20.0
     max_connection_age_s: PositiveSeconds = 600.0
     max_connection_age_grace_s: PositiveSeconds = 3600.0
     reflection: bool = True

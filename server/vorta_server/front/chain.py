@@ -15,7 +15,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from google.protobuf.message import Message
-from vorta.errors import Cancelled, DeadlineExceeded, Internal, VortaError
+from vorta.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, VortaError
 
 from vorta_server.front.call import CallContext
 from vorta_server.front.method import Method
@@ -38,10 +38,16 @@ class Interceptor(Protocol):
 
 
 class InterceptorChain:
-    """Runs methods between interceptors, the first one outermost."""
+    """Runs methods between interceptors, the first one outermost.
 
-    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+    Args:
+        interceptors: Outermost first.
+        max_request_bytes: Larger requests are refused (MESSAGE_TOO_LARGE).
+    """
+
+    def __init__(self, interceptors: Sequence[Interceptor], *, max_request_bytes: int = 16 * 1024 * 1024) -> None:
         self._interceptors = tuple(interceptors)
+        self._max_request_bytes = max_request_bytes
 
     async def unary(self, method: Method, request: bytes | Message, call: CallContext) -> Message:
         """Answers a unary call. Raises VortaError, or CancelledError when the caller went away."""
@@ -51,7 +57,7 @@ class InterceptorChain:
             for interceptor in self._interceptors:
                 await interceptor.enter(method, call)
                 entered.append(interceptor)
-            message = method.parse(request) if isinstance(request, bytes) else request
+            message = self._parse(method, request)
             response: Message = await method.function(message, call)
             return response
         except BaseException as exc:
@@ -71,7 +77,7 @@ class InterceptorChain:
             for interceptor in self._interceptors:
                 await interceptor.enter(method, call)
                 entered.append(interceptor)
-            message = method.parse(request) if isinstance(request, bytes) else request
+            message = self._parse(method, request)
             async with aclosing(method.function(message, call)) as responses:
                 async for response in responses:
                     yield response
@@ -83,6 +89,16 @@ class InterceptorChain:
         finally:
             for interceptor in reversed(entered):
                 interceptor.leave(method, call, error)
+
+    def _parse(self, method: Method, request: bytes | Message) -> Message:
+        size_bytes = len(request) if isinstance(request, bytes) else request.ByteSize()
+        if size_bytes > self._max_request_bytes:
+            raise ResourceExhausted(
+                f"the request has {size_bytes} bytes, more than the {self._max_request_bytes} that are taken",
+                reason="MESSAGE_TOO_LARGE",
+                metadata={"size_bytes": size_bytes, "max_bytes": self._max_request_bytes},
+            )
+        return method.parse(request) if isinstance(request, bytes) else request
 
 
 def _as_error(exc: BaseException, call: CallContext) -> VortaError:

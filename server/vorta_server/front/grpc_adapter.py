@@ -89,5 +89,7 @@ def _open_call(method: Method, context: Context) -> CallContext:
         request_id=request_id_from(metadata),
         start_s=now_s,
         deadline_s=deadline_s,
+        # Until keys are checked, whoever has the key is the tenant.
+        tenant=metadata.get("authorization", ""),
         metadata=metadata,
     )

@@ -20,10 +20,9 @@ from vorta_server.front import conversion
 from vorta_server.front.call import CallContext
 from vorta_server.front.errors import error_from_finished
 from vorta_server.front.generation import Generation, GenerationTable
-from vorta_server.front.reply import StreamMessage, UnaryOutput, fill_unary, stream_message
+from vorta_server.front.reply import StreamMessage, UnaryOutput, assistant_message, fill_unary, stream_message
 from vorta_server.front.resume import LogReader, ResumeBudget, ResumeLog
 from vorta_server.front.stream import StreamBuffer, WritePacer
-from vorta_server.front.tool_call import assistant_message
 from vorta_server.registry.registry import ModelRegistry, ServingModel
 from vorta_server.workers.protocol import Prompt
 
@@ -90,7 +89,13 @@ class InferenceService:
         generation, output, finished = await self._run(request, target, prompt, call)
         response = inference_pb2.ChatResponse(request_id=generation.request_id, model=generation.model)
         fill_unary(response, output, finished)
-        response.message.CopyFrom(assistant_message(response.text, id_prefix=f"call-{generation.request_id}"))
+        response.message.CopyFrom(
+            assistant_message(
+                response.text,
+                tool_names=[tool.name for tool in request.tools],
+                id_prefix=f"call-{generation.request_id}",
+            )
+        )
         return response
 
     async def stream_generate(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import TypeVar, cast
 
 from vorta.v1 import common_pb2, inference_pb2
@@ -16,8 +17,9 @@ from vorta_server.engine.request import (
     Started,
     TokenLogprob,
 )
+from vorta_server.tokenization.tool_call import parse_tool_calls
 
-__all__ = ["StreamMessage", "UnaryOutput", "fill_unary", "stream_message"]
+__all__ = ["StreamMessage", "UnaryOutput", "assistant_message", "fill_unary", "stream_message"]
 
 StreamMessage = TypeVar(
     "StreamMessage",
@@ -87,6 +89,23 @@ def fill_unary(response: UnaryMessage, output: UnaryOutput, finished: Finished) 
             sequence.token_ids.extend(output.token_ids[index])
             sequence.logprobs.extend(_logprobs(output.logprobs[index]))
             response.sequences.append(sequence)
+
+
+def assistant_message(text: str, *, tool_names: Sequence[str], id_prefix: str) -> common_pb2.ChatMessage:
+    """The text as an assistant's message. Calls of the tools that were offered are taken out of its content; their
+    ids are the prefix and their position, so that the same answer has the same ids.
+    """
+    if not tool_names:
+        return common_pb2.ChatMessage(role="assistant", content=text)
+    positions = itertools.count()
+    parsed = parse_tool_calls(text, tool_names=tool_names, make_id=lambda: f"{id_prefix}-{next(positions)}")
+    return common_pb2.ChatMessage(
+        role="assistant",
+        content=parsed.content,
+        tool_calls=[
+            common_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.tool_calls
+        ],
+    )
 
 
 def _finished(event: Finished) -> common_pb2.StreamFinished:

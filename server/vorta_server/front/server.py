@@ -23,9 +23,11 @@ class GrpcConfig:
     Attributes:
         host: Address or name to listen on.
         port: 0 for any free one.
-        max_request_bytes: Largest request taken.
+        max_request_bytes: Largest request taken; the chain checks it.
         max_reply_bytes: Largest reply sent.
         min_ping_interval_s: Clients that ping more often are disconnected.
+        keepalive_s: A silent client is pinged after this time, and taken as gone when it does not answer within
+            `keepalive_timeout_s`; its requests are then cancelled.
         max_connection_age_s: Connections are asked to reconnect after this time, so that load spreads; calls in
             flight get `max_connection_age_grace_s`.
         reflection: Serve reflection v1 and v1alpha.
@@ -37,6 +39,8 @@ class GrpcConfig:
     max_request_bytes: int = 16 * 1024 * 1024
     max_reply_bytes: int = 64 * 1024 * 1024
     min_ping_interval_s: float = 10.0
+    keepalive_s: float = 60.0
+    keepalive_timeout_s: float = 20.0
     max_connection_age_s: float = 600.0
     max_connection_age_grace_s: float = 3600.0
     reflection: bool = True
@@ -90,10 +94,13 @@ class GrpcServer:
 def _options(config: GrpcConfig) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", config.max_request_bytes),
+        # The chain refuses what is over the limit, with its size; this one only bounds what is read.
+        ("grpc.max_receive_message_length", 2 * config.max_request_bytes),
         ("grpc.max_send_message_length", config.max_reply_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", int(config.min_ping_interval_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", int(config.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
         ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
         ("grpc.max_connection_age_grace_ms", int(config.max_connection_age_grace_s * 1000)),
         ("grpc.enable_channelz", int(config.channelz)),

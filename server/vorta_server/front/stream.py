@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from vorta.errors import ResourceExhausted, VortaError
+from vorta.errors import Cancelled, ResourceExhausted, VortaError
 
 from vorta_server.engine.request import Delta, Event, Finished
 
@@ -130,6 +130,7 @@ class StreamBuffer:
             self._timer = None
         self._pending.clear()
         self._ready.clear()
+        self._error = Cancelled("the stream is closed")
 
     def _take(self) -> tuple[int, Event]:
         pending = self._pending

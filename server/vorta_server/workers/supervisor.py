@@ -148,7 +148,7 @@ class Supervisor:
         is_first = entry.load_time_s is None
         error = await asyncio.shield(keeper.first_outcome)
         if error is not None:
-            if is_first:
+            if is_first and self._keepers.get(model) is keeper:
                 await self._stop_keeper(model, 0.0)
                 self._registry.update(entry, state=ModelState.FAILED, error=error.message)
             raise error

@@ -35,17 +35,6 @@ ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 
-class TenantInterceptor:
-    """Takes the tenant from metadata, as authentication will."""
-
-    async def enter(self, method: object, call: Any) -> None:
-        """Sets the tenant."""
-        call.tenant = call.metadata.get("x-test-tenant", "")
-
-    def leave(self, method: object, call: object, error: VortaError | None) -> None:
-        """Nothing."""
-
-
 class RecordingLoader:
     """A `ModelLoader` that changes the registry and starts nothing."""
 
@@ -126,10 +115,10 @@ class Stack:
                 [
                     AccessLogInterceptor(),
                     RpcMetricsInterceptor(self.metrics),
-                    TenantInterceptor(),
                     DeadlineInterceptor(),
                     self.admission,
-                ]
+                ],
+                max_request_bytes=self.grpc_config.max_request_bytes,
             )
             services = {
                 INFERENCE.full_name: bind_service(INFERENCE, service),

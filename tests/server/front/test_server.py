@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from vorta.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from vorta.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 from vorta.v1 import inference_pb2
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.server import GrpcConfig, GrpcServer
@@ -65,9 +65,11 @@ async def test_a_request_that_is_too_large(tmp_path):
     stack = Stack(tmp_path)
     stack.grpc_config = GrpcConfig(port=0, max_request_bytes=64 * 1024)
     async with stack:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stack.inference.Generate(inference_pb2.GenerateRequest(prompt="x" * 100_000))
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = await error_of(stack.inference.Generate(inference_pb2.GenerateRequest(prompt="x" * 100_000)))
+        assert (type(error), error.reason) == (ResourceExhausted, "MESSAGE_TOO_LARGE")
+        assert int(error.metadata["size_bytes"]) > int(error.metadata["max_bytes"]) == 64 * 1024
+        error = await error_of(stack.inference.Generate(inference_pb2.GenerateRequest(prompt="x" * 200_000)))
+        assert type(error) is ResourceExhausted
         assert not stack.worker.submitted
         await stack.inference.Generate(inference_pb2.GenerateRequest(prompt="x", max_tokens=1))
 
