@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import vorta
+from hypothesis import settings
 
 from tests.clients.cutting_proxy import CuttingProxy
 from tests.clients.fake_server import FakeServer
+
+# A loaded machine is no reason to fail: tests judge outcomes, not times.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+FAST = vorta.RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.05, budget_tokens=0)
+"""Retries that keep tests quick."""
 
 
 @pytest.fixture
@@ -24,3 +33,17 @@ def proxy(server: FakeServer) -> Iterator[CuttingProxy]:
     proxy = CuttingProxy(server.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[vorta.Client]:
+    """A client of the server."""
+    with vorta.Client(server.target, retry=FAST, timeout_s=20) as client:
+        yield client
+
+
+@pytest.fixture
+def proxied(proxy: CuttingProxy) -> Iterator[vorta.Client]:
+    """A client of the server behind the proxy."""
+    with vorta.Client(proxy.target, retry=FAST, timeout_s=20) as client:
+        yield client

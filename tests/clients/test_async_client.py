@@ -10,10 +10,9 @@ import pytest
 import vorta
 from vorta import errors
 
+from tests.clients.conftest import FAST
 from tests.clients.cutting_proxy import CuttingProxy
 from tests.clients.fake_server import NUM_TOKENS, FakeServer, text_of
-
-FAST = vorta.RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.05, budget_tokens=0)
 
 
 @pytest.fixture
