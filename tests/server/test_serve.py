@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -19,6 +20,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from vorta.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2, inference_pb2_grpc
+from vorta_server.serve import add_serve, run_serve
 from vorta_server.settings import PREFIX
 
 TIMEOUT_S = 60
@@ -242,3 +244,12 @@ def test_bad_settings_are_named(tmp_path, arguments, field):
         text = "".join(server.lines)
         assert field in text
         assert "Traceback" not in text
+
+
+def test_the_command_joins_a_command_line():
+    parser = argparse.ArgumentParser()
+    add_serve(parser.add_subparsers())
+    arguments = parser.parse_args(["serve", "--model", "a=/x", "--model", "b=/y", "--grpc-port", "1"])
+    assert arguments.run is run_serve
+    assert arguments.model == ["a=/x", "b=/y"]
+    assert arguments.grpc_port == 1

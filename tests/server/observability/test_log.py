@@ -1,0 +1,39 @@
+"""The log's two forms."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from vorta_server.observability.log import set_up_logging
+
+
+@pytest.fixture
+def root_logger():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+def test_text(root_logger, capsys):
+    set_up_logging(level="INFO", format="text")
+    logging.getLogger("vorta.test").info("hello %s", "you")
+    logging.getLogger("vorta.test").debug("not this")
+    text = capsys.readouterr().err
+    assert text.endswith("INFO vorta.test hello you\n")
+    assert "not this" not in text
+
+
+def test_json_lines_with_tracebacks(root_logger, capsys):
+    set_up_logging(level="DEBUG", format="json")
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        logging.getLogger("vorta.test").exception("it %s", "failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["logger"], entry["message"]) == ("ERROR", "vorta.test", "it failed")
+    assert "ValueError: bad" in entry["traceback"]
+    assert entry["time"].endswith("Z")
