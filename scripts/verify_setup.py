@@ -27,7 +27,7 @@ def main() -> None:
         print(f"{name} {importlib.metadata.version(name)}")
     with tempfile.TemporaryDirectory() as folder:
         port, log = _free_port(), Path(folder) / "server.log"
-        command = [sys.executable, "-m", "vorta.cli", "serve", "--grpc-port", str(port)]
+        command = [sys.executable, "-m", "vorta", "serve", "--grpc-port", str(port)]
         command += ["--http-port", str(_free_port()), "--data-dir", folder]
         started = time.monotonic()
         with log.open("wb") as output:
