@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NoReturn
 
 import grpc
@@ -17,12 +18,18 @@ _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grp
 
 
 async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: errors.VortaError, request_id: str) -> NoReturn:
-    """Ends a gRPC call with the error's status and its google.rpc details."""
-    await context.abort(
-        _STATUS_CODES[error.code],
-        status_message(error),
-        trailing_metadata=(("x-request-id", request_id), (DETAILS_KEY, status_details(error))),
-    )
+    """Ends a gRPC call with the error's status and its google.rpc details.
+
+    Raises CancelledError when the client has gone meanwhile, and what gRPC ends handlers with otherwise.
+    """
+    try:
+        await context.abort(
+            _STATUS_CODES[error.code],
+            status_message(error),
+            trailing_metadata=(("x-request-id", request_id), (DETAILS_KEY, status_details(error))),
+        )
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 def error_from_finished(finished: Finished) -> errors.VortaError | None:

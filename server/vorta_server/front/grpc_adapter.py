@@ -65,6 +65,9 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
         except VortaError as error:
             call.on_interrupt = None
             await abort(context, error, call.request_id)
+        except grpc.aio.InternalError:
+            # The call was over in gRPC's core before its cancellation came here.
+            raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             if call.interruption is None:
                 raise

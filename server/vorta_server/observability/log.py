@@ -33,6 +33,10 @@ def set_up_logging(*, level: str, format: str) -> None:
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    # gRPC reports the last write to a client that has just gone as an error; the access log has told already.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(
+        lambda record: "ExecuteBatchError" not in str(record.msg) + str(record.args)
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
