@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from vorta_server.engine.request import SamplingParams
-from vorta_server.engine.sampler import RowState, Sampler
+from vorta_server.engine.row_state import RowState
+from vorta_server.engine.sampler import Sampler
 
 CASES: dict[str, SamplingParams] = {
     "greedy": SamplingParams(temperature=0.0),

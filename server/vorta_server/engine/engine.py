@@ -1,7 +1,7 @@
 """The engine: requests in, events out, one step at a time.
 
-It joins scheduler, runner, sampler, detokenizer and stop conditions. It is synchronous and single-threaded: a worker
-calls `submit`, `cancel` and `step` from one thread. Every request that `submit` accepted ends in exactly one `Finished`.
+It joins scheduler, runner, sampler and output. It is synchronous and single-threaded: a worker calls `submit`,
+`cancel` and `step` from one thread. Every request that `submit` accepted ends in exactly one `Finished`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from vorta.errors import (
@@ -24,10 +22,10 @@ from vorta.errors import (
     VortaError,
 )
 
-from vorta_server.engine.detokenizer import Detokenizer, TokenDecoder
+from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.engine.kv import KvSlots
+from vorta_server.engine.output import OutputBuilder, Vocabulary
 from vorta_server.engine.request import (
-    Delta,
     Event,
     Failure,
     Finished,
@@ -35,16 +33,15 @@ from vorta_server.engine.request import (
     GenerationRequest,
     SequenceEnd,
     Started,
-    TokenAlternative,
-    TokenLogprob,
 )
+from vorta_server.engine.row_state import RowState
 from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
-from vorta_server.engine.sampler import RowState, Sampler, TokenScore, prompt_logprobs
+from vorta_server.engine.sampler import Sampler
 from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
 
-__all__ = ["Engine", "EngineConfig", "EngineCounters", "Vocabulary", "failure_of"]
+__all__ = ["Engine", "EngineConfig", "EngineCounters", "failure_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +61,6 @@ class EngineConfig:
     max_waiting_requests: int = 256
     kv_capacity_tokens: int = 65_536
     max_tokens_cap: int = 1 << 20
-
-
-class Vocabulary(TokenDecoder, Protocol):
-    """What the engine must know of the tokenizer, besides decoding."""
-
-    @property
-    def eos_token_ids(self) -> Sequenced[int]:
-        """The tokens that end a text."""
-        ...
-
-    def token_text(self, token_id: int) -> str:
-        """The text of one token, U+FFFD for bytes that are not UTF-8 by themselves."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,6 +119,7 @@ class Engine:
         self._kv = self._new_slots()
         self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
         self._sampler = Sampler(info.vocab_size)
+        self._output = OutputBuilder(vocabulary)
         self._requests: dict[str, RunningRequest] = {}
         self._order = 0
         self._rows: list[RowState] = []
@@ -372,7 +357,7 @@ class Engine:
         decoding = plan.decoding
         for sequence, logits in zip(plan.prefilling, result.prefill_logits, strict=True):
             if sequence.wants_prompt_logits and logits is not None:
-                self._score_prompt(sequence, logits)
+                self._output.score_prompt(sequence, logits)
         ready = self._scheduler.advance(plan)
         if decoding:
             assert result.decode_logits is not None
@@ -431,88 +416,13 @@ class Engine:
             if request.first_token_s is None:
                 request.first_token_s = now
             request.last_token_s = now
-            self._take_token(sequence, token_ids[index], scores[index] if scores else None, events, finished)
-
-    def _take_token(
-        self,
-        sequence: Sequence,
-        token_id: int,
-        score: TokenScore | None,
-        events: list[Event],
-        finished: list[Sequence],
-    ) -> None:
-        """Appends a token and emits its delta; a sequence that ends is added to `finished`."""
-        sampling = sequence.request.request.sampling
-        sequence.append(token_id)
-        self._scheduler.set_next_token(sequence, token_id)
-        num_output = sequence.num_output
-        reason: FinishReason | None = None
-        matched: str | int | None = None
-        is_eos = token_id in self._vocabulary.eos_token_ids and not sampling.ignore_eos
-        if is_eos or token_id in sampling.stop_token_ids:
-            reason, matched = FinishReason.STOP, token_id
-            text = sequence.detokenizer.add([token_id]) if sampling.include_stop else ""
-        else:
-            text = sequence.detokenizer.add([token_id])
-        if sequence.stop is not None and num_output >= sampling.min_tokens:
-            step = sequence.stop.feed(text)
-            text = step.emit
-            if step.matched is not None:
-                reason, matched = FinishReason.STOP, step.matched
-        if reason is None and num_output >= sequence.max_output:
-            reason = FinishReason.LENGTH
-        if reason is not None and not isinstance(matched, str):
-            rest = sequence.detokenizer.flush()
-            if sequence.stop is not None:
-                last = sequence.stop.feed(rest)
-                text += last.emit
-                if last.matched is not None:
-                    reason, matched = FinishReason.STOP, last.matched
-                else:
-                    text += sequence.stop.flush()
+            delta, end = self._output.take(sequence, token_ids[index], scores[index] if scores else None)
+            events.append(delta)
+            if end is None:
+                self._scheduler.set_next_token(sequence, token_ids[index])
             else:
-                text += rest
-        if sampling.echo and num_output == 1:
-            text = (
-                self._vocabulary.decode(sequence.tokens[: sequence.num_prompt].tolist(), sampling.skip_special_tokens)
-                + text
-            )
-        delta = Delta(sequence.request.request.request_id, sequence.index, text, [token_id])
-        if score is not None:
-            delta.logprobs = [self._logprob(token_id, score)]
-        events.append(delta)
-        if reason is not None:
-            if len(sequence.request.sequences) > 1:
-                delta.finish_reason = reason
-            sequence.request.ends[sequence.index] = SequenceEnd(reason, matched, num_output)
-            finished.append(sequence)
-
-    def _logprob(self, token_id: int, score: TokenScore) -> TokenLogprob:
-        text = self._vocabulary.token_text
-        return TokenLogprob(
-            token_id,
-            text(token_id),
-            score.logprob,
-            tuple(
-                TokenAlternative(other, text(other), value)
-                for other, value in zip(score.top_ids.tolist(), score.top_logprobs.tolist(), strict=True)
-            ),
-        )
-
-    def _score_prompt(self, sequence: Sequence, logits: FloatArray) -> None:
-        """Books the log probabilities of the prompt tokens that follow this chunk's positions."""
-        request = sequence.request
-        top_n = request.request.sampling.prompt_logprobs or 0
-        if request.prompt_logprobs is None:
-            first = int(sequence.tokens[0])
-            request.prompt_logprobs = [TokenLogprob(first, self._vocabulary.token_text(first), None)]
-        start = sequence.num_computed + 1
-        targets = sequence.tokens[start : min(start + len(logits), sequence.num_prompt)]
-        if len(targets):
-            scored = prompt_logprobs(logits[: len(targets)], targets, top_n)
-            request.prompt_logprobs += [
-                self._logprob(token_id, score) for token_id, score in zip(targets.tolist(), scored, strict=True)
-            ]
+                request.ends[sequence.index] = end
+                finished.append(sequence)
 
     def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> Finished:
         open_sequences = [s for s in running.sequences if s.index not in running.ends]

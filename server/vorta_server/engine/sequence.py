@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.engine.request import GenerationRequest, SequenceEnd, TokenLogprob
-from vorta_server.engine.sampler import RowState
+from vorta_server.engine.row_state import RowState
 from vorta_server.engine.stop import StopMatcher
 
 __all__ = ["RunningRequest", "Sequence", "SequenceState"]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from vorta.errors import Internal
 from vorta_server.engine.request import SamplingParams
-from vorta_server.engine.sampler import RowState, Sampler, prompt_logprobs
+from vorta_server.engine.row_state import RowState
+from vorta_server.engine.sampler import Sampler, prompt_logprobs
 
 Doubles = NDArray[np.float64]
 
