@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vorta_server.compiler.checkpoint import Float32Array
 from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
@@ -31,8 +32,15 @@ PRECISIONS = ("fp32", "int8", "int4")
 # Rows are read and quantised in pieces of about this many elements, few enough to stay in the caches.
 _CHUNK_ELEMENTS = 1 << 19
 
+# Rows from which multiplying 8-bit integers is faster than unpacking blocks; benchmarks/results/cpu.md has the
+# measurements.
+_INTEGER_MIN_ROWS = {"int4": 4, "int8": 2}
+
 # MatMulNBits quantises its input to 8 bits by blocks of 32 at this level, and multiplies integers.
 _INT8_ACTIVATIONS = 4
+
+# Steps from zero to the largest value of a row of 8-bit activations.
+_LEVELS = 127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +83,12 @@ class GraphPlan:
 
 def plan_graphs(precision: str) -> list[GraphPlan]:
     """The graphs of an artifact of this precision (one of PRECISIONS), ascending in min_rows from 1."""
-    lowering: LinearLowering = Float32Lowering() if precision == "fp32" else BlockLowering(precision)
-    return [GraphPlan(file="model.onnx", min_rows=1, lowering=lowering)]
+    if precision == "fp32":
+        return [GraphPlan(file="model.onnx", min_rows=1, lowering=Float32Lowering())]
+    return [
+        GraphPlan(file="model.onnx", min_rows=1, lowering=BlockLowering(precision)),
+        GraphPlan(file="model_many_rows.onnx", min_rows=_INTEGER_MIN_ROWS[precision], lowering=IntegerLowering()),
+    ]
 
 
 def stack_linears(name: str, parts: Sequence[Linear]) -> Linear:
@@ -164,6 +176,89 @@ class BlockLowering:
             gather_axis=0,
             quantize_axis=1,
         )
+
+
+class IntegerLowering:
+    """8-bit integer products with one scale per row of x and one per output: the fastest for many rows.
+
+    Rows of x become uint8 around 128 with scale absmax / 127, so that a row's result does not depend on the
+    rows beside it; weights become 7-bit integers with scale absmax / 63 per output (see `quantise_channels`),
+    taken from the checkpoint and not from a coarser quantisation. The products are summed exactly, in 32 bits.
+    Values that several layers read are quantised once.
+    """
+
+    def __init__(self) -> None:
+        self._quantised: dict[str, tuple[str, str]] = {}
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        codes, largest = self._quantise(graph, x)
+        step, middle = self._code_constants(graph)
+        weight, scale = store_channels(graph, layer.weight)
+        product = graph.node(
+            "MatMulIntegerToFloat",
+            [codes, graph.weight(weight), step, graph.weight(scale), middle],
+            [f"{layer.name}/product"],
+            domain=MICROSOFT,
+        )
+        if layer.bias is None:
+            return graph.node("Mul", [product, largest], [layer.name])
+        scaled = graph.node("Mul", [product, largest], [f"{layer.name}/scaled"])
+        return graph.node("Add", [scaled, graph.constant(f"{layer.name}.bias", layer.bias)], [layer.name])
+
+    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
+        return self.linear(graph, x, stack_linears(name, parts))
+
+    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
+        return [self.linear(graph, x, part) for part in parts]
+
+    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
+        return BlockLowering("int8").embedding(graph, ids, table)
+
+    def _code_constants(self, graph: GraphBuilder) -> tuple[str, str]:
+        """The step between two codes of a row whose absmax is 1, and the code of zero."""
+        step = graph.constant("integer/step", np.array(1 / _LEVELS, np.float32))
+        return step, graph.constant("integer/middle", np.array(_LEVELS + 1, np.uint8))
+
+    def _quantise(self, graph: GraphBuilder, x: str) -> tuple[str, str]:
+        """Adds the quantisation of x [..., K] once; returns its codes [..., K] and its absmax [..., 1].
+
+        A value is (code - middle) * step * absmax.
+        """
+        if x not in self._quantised:
+            magnitude = graph.node("Abs", [x], [f"{x}/magnitude"])
+            last_axis = graph.constant("integer/last_axis", np.array([-1], np.int64))
+            largest = graph.node("ReduceMax", [magnitude, last_axis], [f"{x}/largest"], keepdims=1)
+            # In a row of zeros this is 0 / 0; whatever its codes, its results are multiplied by zero.
+            fractions = graph.node("Div", [x, largest], [f"{x}/fractions"])
+            codes = graph.node("QuantizeLinear", [fractions, *self._code_constants(graph)], [f"{x}/codes"])
+            self._quantised[x] = (codes, largest)
+        return self._quantised[x]
+
+
+def store_channels(graph: GraphBuilder, matrix: Matrix) -> tuple[str, str]:
+    """Quantises the matrix to 7 bits per output and stores codes [K, N] and scales [N]; returns both keys.
+
+    The codes of the whole matrix are in memory while they are transposed.
+    """
+    code_name, scale_name = f"{matrix.name}.channel7", f"{matrix.name}.channel7.scale"
+    if code_name not in graph.weights:
+        pieces = list(row_chunks(matrix, quantise_channels))
+        columns = np.concatenate([codes for codes, _ in pieces]).T
+        graph.store(code_name, np.int8, columns.shape, [np.ascontiguousarray(columns)])
+        scales = np.concatenate([scale for _, scale in pieces])
+        graph.store(scale_name, np.float32, scales.shape, [scales])
+    return code_name, scale_name
+
+
+def quantise_channels(weight: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:
+    """[N, K] float32 to int8 [N, K] between -63 and 63 and scales [N]; w is about code * scale.
+
+    Seven bits, because x86 without VNNI adds two products of uint8 and int8 in 16 bits: 2 * 255 * 63 fits,
+    2 * 255 * 127 would saturate without a trace. An artifact must be right on every machine.
+    """
+    scale = np.abs(weight).max(axis=1) / np.float32(63)
+    scale[scale == 0] = 1
+    return np.rint(weight / scale[:, None]).astype(np.int8), scale
 
 
 def store_blocks(graph: GraphBuilder, matrix: Matrix, bits: int) -> tuple[str, str]:

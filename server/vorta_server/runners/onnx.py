@@ -10,7 +10,10 @@ the same batch is their content alone. A binding is kept for each (graph, first 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,13 @@ __all__ = ["OnnxRunner"]
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _LOG_ERRORS_ONLY = 3
+
+# ONNX Runtime's attention either keeps the scores of all positions, or goes through them in blocks. Blocks were slower
+# at every length tried (1.3 to 1.8 times at 128 to 2,000 positions, see benchmarks/results/cpu.md), so they are used
+# only where the scores of a chunk of the usual size would take more memory than this.
+_USUAL_CHUNK = 512
+_MAX_SCORES_BYTES = 256 << 20
+_BLOCKS_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 
 
 @dataclass(slots=True)
@@ -80,10 +90,12 @@ class OnnxRunner:
             raise ValueError(f"num_slots ({num_slots}) must be positive, threads ({threads}) not negative")
         self._num_slots = num_slots
         self._max_model_len = length
-        self._sessions = [
-            _open_session(artifact / graph.file, threads, len(self._manifest.graphs) > 1)
-            for graph in self._manifest.graphs
-        ]
+        scores_bytes = 4 * self._manifest.num_heads * length * _USUAL_CHUNK
+        with _attention(is_blocked=scores_bytes > _MAX_SCORES_BYTES):
+            self._sessions = [
+                _open_session(artifact / graph.file, threads, len(self._manifest.graphs) > 1)
+                for graph in self._manifest.graphs
+            ]
         self._min_rows = [graph.min_rows for graph in self._manifest.graphs]
         self._pool = KvPool(
             num_layers=self._manifest.num_layers,
@@ -268,6 +280,21 @@ def _num_logits(chunk: PrefillChunk) -> int:
 def _bind_input(io: ort.IOBinding, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     """Binds the beginning of an array that outlives the binding; its content is read at each run."""
     io.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+
+
+@contextlib.contextmanager
+def _attention(*, is_blocked: bool) -> Iterator[None]:
+    """Sessions made inside compute attention so. ONNX Runtime takes this setting from the environment alone, when a
+    session is made; what was there is put back."""
+    before = os.environ.get(_BLOCKS_OFF)
+    os.environ[_BLOCKS_OFF] = "0" if is_blocked else "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_BLOCKS_OFF]
+        else:
+            os.environ[_BLOCKS_OFF] = before
 
 
 def _open_session(file: Path, threads: int, has_siblings: bool) -> ort.InferenceSession:

@@ -137,11 +137,12 @@ def test_big_weights_begin_on_pages(artifact_of: Callable[[Case, str], Path], pr
 
 
 def test_tied_weights_are_stored_once(small_config: dict[str, Any], tmp_path: Path) -> None:
-    """fp32 and int8 keep one table for the embedding and the head; int4 keeps 8-bit rows beside a 4-bit head."""
+    """fp32 keeps one table for the embedding and the head; int8 shares its 8-bit rows with the head, int4 keeps a
+    4-bit head; both have the head of their many-rows graph beside it, at a byte each."""
     config = {**small_config, "tie_word_embeddings": True, "vocab_size": 4096, "intermediate_size": 32}
     source = write_checkpoint(tmp_path / "in", config, random_tensors(config))
     table = 4096 * config["hidden_size"]
-    for precision, table_bytes in (("fp32", 4 * table), ("int8", table * 9 / 8), ("int4", table * 14 / 8)):
+    for precision, table_bytes in (("fp32", 4 * table), ("int8", table * 17 / 8), ("int4", table * 22 / 8)):
         compile_checkpoint(source, tmp_path / precision, precision=precision)
         assert (tmp_path / precision / "weights.bin").stat().st_size < table_bytes * 1.4
 
