@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def _throughput(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _gaps(arrivals: list[tuple[float, int]], start_s: float, end_s: float) -> list[float]:
     times = [at for at, _ in arrivals if start_s <= at <= end_s]
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 def _percentile(values: list[float], share: float) -> float:
@@ -249,8 +250,7 @@ async def _stall_round(address: str, num_tokens: int, prompt_tokens: int) -> tup
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         streams = [asyncio.create_task(_stream(stub, _request(i, num_tokens))) for i in range(8)]
         started = time.perf_counter()
-        while time.perf_counter() - started < 3.0:
-            await asyncio.sleep(0.05)
+        await asyncio.sleep(3.0)
         quiet_start, quiet_end = started + 1.0, time.perf_counter()
         long_arrivals = await _stream(stub, _request(1000 + time.time_ns() % 997, 2, prompt_tokens))
         first_s = long_arrivals[0][0]
