@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from vorta.errors import Internal, ResourceExhausted, Unavailable, VortaError
+from vorta.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, VortaError
 
 from vorta_server.engine.engine import Engine, failure_of
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, GenerationRequest
@@ -324,10 +324,8 @@ class WorkerHost:
         """Ends a request that the engine never took."""
         self._pending.pop(request_id, None)
         problem = _as_vorta_error(error)
-        finished = Finished(
-            request_id=request_id, finish_reason=FinishReason.ERROR, sequences=[], failure=failure_of(problem)
-        )
-        self._post([finished])
+        reason = FinishReason.DEADLINE if isinstance(problem, DeadlineExceeded) else FinishReason.ERROR
+        self._post([Finished(request_id=request_id, finish_reason=reason, sequences=[], failure=failure_of(problem))])
 
     def _post(self, events: list[Event]) -> None:
         """Puts events into the boxes of their fronts."""
