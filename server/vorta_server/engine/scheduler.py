@@ -26,7 +26,10 @@ from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch, StepResult
 from vorta_server.engine.sequence import Sequence, SequenceState
 
-__all__ = ["Scheduler", "SchedulerConfig", "SchedulerStep", "SpeedEstimate"]
+DETERMINISTIC_CHUNK_TOKENS = 32
+"""Prefill chunk of a deterministic sequence, whatever the load: sums are rounded by how a prompt is cut."""
+
+__all__ = ["DETERMINISTIC_CHUNK_TOKENS", "Scheduler", "SchedulerConfig", "SchedulerStep", "SpeedEstimate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +213,7 @@ class Scheduler:
             prefills=chunks,
             decode_token_ids=self._token_ids[:rows],
             decode_lengths=self._lengths[:rows],
-            deterministic=self._deterministic
-            or any(sequence.request.request.sampling.deterministic for sequence in prefilling),
+            deterministic=self._deterministic or any(sequence.is_deterministic for sequence in prefilling),
         )
         return SchedulerStep(batch=batch, decoding=self._decoding, prefilling=prefilling, is_new_composition=is_new)
 
@@ -222,7 +224,7 @@ class Scheduler:
             self._token_ids[row] = sequence.tokens[sequence.num_tokens - 1]
             self._lengths[row] = sequence.num_computed
             self._reserved[row] = self.kv.reserved(sequence.slot)
-        self._deterministic = any(s.request.request.sampling.deterministic for s in self._decoding)
+        self._deterministic = any(sequence.is_deterministic for sequence in self._decoding)
         self._is_dirty = False
 
     def _secure_decoding(self) -> None:
@@ -256,6 +258,8 @@ class Scheduler:
     def _add_chunk(self, sequence: Sequence, budget: int, chunks: list[PrefillChunk], chosen: list[Sequence]) -> int:
         start = sequence.num_computed
         end = min(start + budget, sequence.num_tokens)
+        if sequence.is_deterministic:
+            end = _deterministic_end(sequence)
         is_last = end == sequence.num_tokens
         wanted = LogitsWanted.LAST if is_last else LogitsWanted.NONE
         if sequence.wants_prompt_logits:
@@ -300,7 +304,7 @@ class Scheduler:
         prompt = sequence.tokens[: sequence.num_tokens]
         wanted = sequence.num_tokens + 1
         match = None
-        if self.config.prefix_cache and not sequence.wants_prompt_logits:
+        if self.config.prefix_cache and not sequence.wants_prompt_logits and not sequence.is_deterministic:
             match = self.kv.find_prefix(prompt)
         if match is not None and match.is_idle:
             if not self.kv.take_over(match.slot, num_tokens=wanted):
@@ -372,3 +376,11 @@ class Scheduler:
         self._decoding = [*self._decoding, sequence]
         sequence.state = SequenceState.DECODING
         self._is_dirty = True
+
+
+def _deterministic_end(sequence: Sequence) -> int:
+    """Where the next chunk ends: fixed pieces of the prompt; after a preemption, then one generated token at a time."""
+    start = sequence.num_computed
+    if start >= sequence.num_prompt:
+        return start + 1
+    return min(start + DETERMINISTIC_CHUNK_TOKENS, sequence.num_prompt)

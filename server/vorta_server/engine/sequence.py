@@ -67,6 +67,11 @@ class Sequence:
         """Scheduling order: the lower goes first."""
         return (self.request.request.priority, self.order)
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether its tokens must not depend on what else is computed."""
+        return self.request.request.sampling.deterministic
+
     def append(self, token_id: int) -> None:
         """Adds a generated token."""
         self.tokens[self.num_tokens] = token_id

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vorta.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, ResourceExhausted, VortaError
 from vorta_server.engine.request import Delta, Finished, FinishReason
 from vorta_server.engine.runner import StepBatch, StepResult
+from vorta_server.runners.fake import FakeRunner
 
 from tests.server.engine.fakes import Clock, ends_of, expected, make_engine, request, run, text_of, tokens_of
 
@@ -184,6 +187,40 @@ def test_echo_and_logprobs() -> None:
     assert end.prompt_logprobs[0].logprob is None
 
 
+def test_a_deterministic_prompt_is_cut_the_same_way_under_any_load() -> None:
+    cuts: dict[bool, list[tuple[int, int]]] = {}
+    for is_loaded in (False, True):
+        engine, runner = make_engine(max_batched_tokens=40)
+        seen = cuts[is_loaded] = []
+        original = runner.run
+
+        def record(batch: StepBatch, run: Callable = original, seen: list = seen) -> StepResult:
+            if batch.deterministic:
+                seen += [(c.num_past, len(c.token_ids)) for c in batch.prefills if c.token_ids[0] == 7]
+            return run(batch)
+
+        engine._runner = Recorder(runner, record)  # type: ignore[assignment]
+        if is_loaded:
+            engine.submit(request("other", [1] * 100, max_tokens=30))
+            engine.submit(request("same", [7] * 100, max_tokens=3))
+            for _ in range(5):
+                engine.step()
+        engine.submit(request("a", [7] * 100, deterministic=True))
+        assert tokens_of(run(engine), "a") == expected(runner, [7] * 100, 8)
+    assert [cut for cut in cuts[True] if cut in cuts[False]] == cuts[False] == [(0, 32), (32, 32), (64, 32), (96, 4)]
+
+
+class Recorder:
+    """A runner whose steps pass through a function."""
+
+    def __init__(self, runner: FakeRunner, run: Callable[[StepBatch], StepResult]) -> None:
+        self._runner = runner
+        self.run = run
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runner, name)
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -219,16 +256,13 @@ def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None
     engine, runner = make_engine()
     engine.submit(request("a", PROMPT))
     engine.submit(request("b", PROMPT, n=2))
-    original = runner.run
 
     def broken(batch: StepBatch) -> StepResult:
         raise RuntimeError("device lost")
 
-    type(runner).run = lambda self, batch: broken(batch)  # type: ignore[method-assign]
-    try:
-        events = engine.step()
-    finally:
-        type(runner).run = original.__func__  # type: ignore[method-assign,attr-defined]
+    engine._runner = Recorder(runner, broken)  # type: ignore[assignment]
+    events = engine.step()
+    engine._runner = runner
     for key in ("a", "b"):
         (end,) = ends_of(events, key)
         assert end.finish_reason is FinishReason.ERROR
