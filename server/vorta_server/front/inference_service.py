@@ -1,14 +1,14 @@
 """InferenceService: generation requests from messages to a worker and back. Knows no gRPC.
 
-Methods take (request message, CallContext); streaming ones are async generators, whose end, however it comes, cancels
-or detaches the request.
+Methods take (request message, CallContext); streaming ones return async generators, whose end, however it comes,
+cancels or detaches the request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -98,23 +98,21 @@ class InferenceService:
         )
         return response
 
-    async def stream_generate(
+    def stream_generate(
         self, request: inference_pb2.StreamGenerateRequest, call: CallContext
-    ) -> AsyncIterator[inference_pb2.StreamGenerateResponse]:
+    ) -> AsyncGenerator[inference_pb2.StreamGenerateResponse, None]:
         """Continues a prompt and streams the tokens."""
         target = self._target(request.model)
         prompt = conversion.text_prompt(request, target.card)
-        async for message in self._stream(request, target, prompt, call, inference_pb2.StreamGenerateResponse):
-            yield message
+        return self._stream(request, target, prompt, call, inference_pb2.StreamGenerateResponse)
 
-    async def stream_chat(
+    def stream_chat(
         self, request: inference_pb2.StreamChatRequest, call: CallContext
-    ) -> AsyncIterator[inference_pb2.StreamChatResponse]:
+    ) -> AsyncGenerator[inference_pb2.StreamChatResponse, None]:
         """Answers a conversation and streams the tokens."""
         target = self._target(request.model)
         prompt = conversion.chat_prompt(request, target.card)
-        async for message in self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse):
-            yield message
+        return self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse)
 
     async def cancel_generate(
         self, request: inference_pb2.CancelGenerateRequest, call: CallContext
@@ -226,7 +224,7 @@ class InferenceService:
         prompt: Prompt,
         call: CallContext,
         message_type: type[StreamMessage],
-    ) -> AsyncIterator[StreamMessage]:
+    ) -> AsyncGenerator[StreamMessage, None]:
         sampling = self._sampling(request, target, call)
         window_s = conversion.resume_window_s(request)
         request_id = conversion.checked_request_id(request.request_id, required=False) or call.request_id

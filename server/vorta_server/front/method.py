@@ -1,8 +1,8 @@
 """The RPCs of a service as plain functions, bound by the contract's descriptors.
 
-A service is a class with one coroutine function, or one async generator function, per RPC, named after it in
-snake case and taking (request message, CallContext). Wires (grpc, and the gateway in the same process) call the
-bound methods through an `InterceptorChain`.
+A service is a class with one method per RPC, named after it in snake case and taking (request message, CallContext): a
+coroutine function, or for a stream one that returns an async generator. Wires (grpc, and the gateway in the same
+process) call the bound methods through an `InterceptorChain`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Method:
     Attributes:
         path: "/package.Service/Rpc".
         request_type, response_type: Message classes.
-        is_streaming: Whether it answers with a stream; then `function` is an async generator function.
+        is_streaming: Whether it answers with a stream; then `function` returns an async generator.
         function: Takes (request, CallContext).
         is_probe: Health checks and the like: neither limited nor logged.
     """

@@ -54,12 +54,18 @@ def stream_message(
 ) -> StreamMessage:
     """One event of a stream."""
     if type(event) is Delta:
-        delta = common_pb2.StreamDelta(sequence_index=event.sequence_index, text=event.text, token_ids=event.token_ids)
+        # Filled in place: a submessage that is passed in would be copied, and this is the hot path.
+        message = message_type(index=index)
+        delta = message.delta
+        delta.text = event.text
+        delta.token_ids.extend(event.token_ids)
+        if event.sequence_index:
+            delta.sequence_index = event.sequence_index
         if event.logprobs:
             delta.logprobs.extend(_logprobs(event.logprobs))
         if event.finish_reason is not None:
             delta.finish_reason = _reason(event.finish_reason)
-        return message_type(index=index, delta=delta)
+        return message
     if type(event) is Started:
         started = common_pb2.StreamStarted(request_id=request_id, model=model, prompt_tokens=event.prompt_tokens)
         return message_type(index=index, started=started)
