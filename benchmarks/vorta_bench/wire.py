@@ -5,6 +5,7 @@ runner in a plain greedy loop; rounds alternate between the two. The client shar
 on a laptop. Scenarios:
 
 throughput  tokens/s of 1, 8 and 32 streams, prompts included, over the bare loop's.
+peer        tokens/s of 8 and 32 streams over llama-cpp-python's own server with the same checkpoint.
 stall       p99 inter-token time of 8 streams while a long prompt arrives, over the same without it.
 soak        full load for a time; resident memory of front and worker at intervals.
 single      one request of 100 tokens: seconds end to end and the reported tokens_per_second.
@@ -234,6 +235,39 @@ def _throughput(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _peer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from vorta_bench.peers.llama_server import serving_llama
+
+    rows: list[dict[str, Any]] = []
+    with (
+        serving(_serve_arguments(arguments)) as server,
+        serving_llama(arguments.peer_python, arguments.gguf, threads=arguments.threads or 2) as peer,
+    ):
+        for streams in arguments.streams:
+            uvloop.run(_wire_round(server.address, streams, 4))
+            asyncio.run(peer.rate(streams, 4, PROMPT_TOKENS))
+            ours, theirs = [], []
+            for _ in range(arguments.rounds):
+                theirs.append(asyncio.run(peer.rate(streams, arguments.tokens, PROMPT_TOKENS)))
+                ours.append(uvloop.run(_wire_round(server.address, streams, arguments.tokens)))
+            ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+            row = {
+                "streams": streams,
+                "tokens": arguments.tokens,
+                "vorta_tokens_per_second": statistics.median(ours),
+                "llama_cpp_server_tokens_per_second": statistics.median(theirs),
+                "ratio_median": statistics.median(ratios),
+                "ratios": ratios,
+            }
+            rows.append(row)
+            print(
+                f"{streams:3d} streams: vorta {row['vorta_tokens_per_second']:8.1f} tokens/s, llama_cpp.server "
+                f"{row['llama_cpp_server_tokens_per_second']:8.1f}, ratio {row['ratio_median']:.2f}",
+                flush=True,
+            )
+    return rows
+
+
 def _gaps(arrivals: list[tuple[float, int]], start_s: float, end_s: float) -> list[float]:
     times = [at for at, _ in arrivals if start_s <= at <= end_s]
     return [later - earlier for earlier, later in pairwise(times)]
@@ -336,7 +370,9 @@ def _serve_arguments(arguments: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", nargs="?", choices=["throughput", "stall", "soak", "single"], default="single")
+    parser.add_argument(
+        "scenario", nargs="?", choices=["throughput", "peer", "stall", "soak", "single"], default="single"
+    )
     parser.add_argument("--model", type=Path, help="artifact folder; needed by throughput. Default: the default model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=128, help="tokens a stream (default %(default)s)")
@@ -345,6 +381,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600, help="of the soak (default %(default)s)")
     parser.add_argument("--serve", nargs="*", default=[], help="further arguments of vorta serve")
+    parser.add_argument("--peer-python", help="interpreter with llama-cpp-python[server]; needed by peer")
+    parser.add_argument("--gguf", type=Path, help="the checkpoint as GGUF; needed by peer")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -353,7 +391,9 @@ def main() -> None:
         return
     if arguments.scenario == "throughput" and arguments.model is None:
         parser.error("throughput needs --model ARTIFACT")
-    scenarios = {"throughput": _throughput, "stall": _stall, "soak": _soak, "single": _single}
+    if arguments.scenario == "peer" and (arguments.peer_python is None or arguments.gguf is None):
+        parser.error("peer needs --peer-python and --gguf")
+    scenarios = {"throughput": _throughput, "peer": _peer, "stall": _stall, "soak": _soak, "single": _single}
     rows = scenarios[arguments.scenario](arguments)
     if arguments.out is not None:
         document = {
