@@ -1,8 +1,8 @@
 """Measures a server over the wire against the bare runner loop, in turn, on the same cores.
 
 `python -m vorta_bench.wire` starts `vorta serve` as a process and a second process that drives the same artifact's
-runner in a plain greedy loop; rounds alternate between the two. The client shares the cores with the server, as it would
-on a laptop. Scenarios:
+runner in a plain greedy loop; rounds alternate between the two. The client shares the cores with the server, as it
+would on a laptop. Scenarios:
 
 throughput  tokens/s of 1, 8 and 32 streams, prompts included, over the bare loop's.
 peer        tokens/s of 8 and 32 streams over llama-cpp-python's own server with the same checkpoint.
