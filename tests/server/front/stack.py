@@ -125,6 +125,7 @@ class Stack:
                 ADMIN.full_name: bind_service(ADMIN, admin),
                 SERVICE_NAME: bind_service(HEALTH, self.health, is_probe=True),
             }
+            self.methods = {method.path: method for methods in services.values() for method in methods}
             self.server = GrpcServer(self.grpc_config, services, self.chain)
             await self.server.start()
             stack.push_async_callback(self.server.stop, 0)
