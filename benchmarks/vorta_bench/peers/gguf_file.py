@@ -53,7 +53,7 @@ def write_gguf(checkpoint: Path, out: Path, file_type: str) -> Path:
 
 
 def _write_float32(checkpoint: Path, out: Path) -> None:
-    import gguf
+    import gguf  # type: ignore[import-not-found]
     from safetensors.numpy import load_file
 
     config = json.loads((checkpoint / "config.json").read_text())
@@ -125,7 +125,9 @@ def _add_tokenizer(writer: Any, tokenizer: Mapping[str, Any], config: Mapping[st
 def _quantise(source: Path, out: Path, file_type: str) -> None:
     import llama_cpp
 
-    _silence_llama()
+    # The callback must live as long as it is set.
+    silence = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
+    llama_cpp.llama_log_set(silence, None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type.upper()}")
     # The head stays in the file's own type: by default it would be kept at 6 bits, which is slower.
@@ -133,14 +135,6 @@ def _quantise(source: Path, out: Path, file_type: str) -> None:
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
     if code:
         raise RuntimeError(f"llama.cpp refused to quantise to {file_type}: {code}")
-
-
-def _silence_llama() -> None:
-    import llama_cpp
-
-    global _log_callback
-    _log_callback = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
-    llama_cpp.llama_log_set(_log_callback, None)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vorta_bench.peers.peer import Tokens
+from vorta_bench.peers.peer import Tokens, first_tokens
 
 __all__ = ["LlamaPeer"]
 
@@ -63,22 +63,22 @@ class LlamaPeer:
         finally:
             lib.llama_free(context)
 
-    def decode_s(self, prompts: Tokens, num_steps: int, num_windows: int) -> list[float]:
-        """See `Peer`; every window begins anew at the prompts' end."""
-        lib = self._lib
-        num_rows, length = prompts.shape
-        context = self._context(num_rows, -(-(length + num_steps + 1) // 64) * 64)
+    def decode_s(self, prompt: Tokens, num_rows: int, num_steps: int, num_windows: int) -> list[float]:
+        """See `Peer`; every window begins anew at the prompt's end."""
+        lib, length = self._lib, len(prompt)
+        context = self._context(num_rows, -(-(length + num_steps + 1) // 256) * 256)
         memory = lib.llama_get_memory(context)
         rows, wanted = range(num_rows), [1] * num_rows
         times_s = []
         try:
-            for row, prompt in enumerate(prompts):
-                self._fill(prompt, range(length), [row] * length, [0] * length)
-                self._decode(context)
+            self._fill(prompt, range(length), [0] * length, [0] * length)
+            self._decode(context)
+            for row in range(1, num_rows):
+                lib.llama_memory_seq_cp(memory, 0, row, -1, -1)
             for window in range(num_windows + 1):
                 for row in rows:
                     lib.llama_memory_seq_rm(memory, row, length, -1)
-                tokens: Sequence[int] = prompts[:, -1].tolist()
+                tokens: Sequence[int] = first_tokens(prompt, num_rows).tolist()
                 begin_s = time.perf_counter()
                 for step in range(num_steps if window else 1):
                     self._fill(tokens, [length + step] * num_rows, rows, wanted)

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Peer", "Tokens"]
+__all__ = ["Peer", "Tokens", "first_tokens"]
 
 Tokens = NDArray[np.int64]
 
@@ -33,14 +33,19 @@ class Peer(Protocol):
         """Seconds to read a prompt [num_tokens] and to have the logits of its last position."""
         ...
 
-    def decode_s(self, prompts: Tokens, num_steps: int, num_windows: int) -> list[float]:
-        """Seconds of each window of num_steps steps, every step one token for each row of prompts [B, P].
+    def decode_s(self, prompt: Tokens, num_rows: int, num_steps: int, num_windows: int) -> list[float]:
+        """Seconds of each window of num_steps steps; a step is one token for each of num_rows sequences.
 
-        The windows follow one another in the same sequences, or begin anew at the prompts' end, as the engine
-        does it best. One step before the first window is not counted.
+        All sequences begin with the prompt [num_tokens]. The windows follow one another in the same sequences, or
+        begin anew at the prompt's end, as the engine does it best. One step before the first is not counted.
         """
         ...
 
     def close(self) -> None:
         """Frees the model."""
         ...
+
+
+def first_tokens(prompt: Tokens, num_rows: int) -> Tokens:
+    """The first token that each sequence decodes, so that they go different ways: [num_rows]."""
+    return np.resize(prompt, num_rows)

@@ -10,7 +10,7 @@ import onnxruntime
 from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch
 from vorta_server.runners.onnx import OnnxRunner
 
-from vorta_bench.peers.peer import Tokens
+from vorta_bench.peers.peer import Tokens, first_tokens
 
 __all__ = ["VortaPeer"]
 
@@ -40,14 +40,15 @@ class VortaPeer:
         self._prefill(0, prompt, LogitsWanted.LAST)
         return time.perf_counter() - begin_s
 
-    def decode_s(self, prompts: Tokens, num_steps: int, num_windows: int) -> list[float]:
-        """See `Peer`; every window begins anew at the prompts' end."""
-        num_rows, length = prompts.shape
-        for slot, prompt in enumerate(prompts):
-            self._prefill(slot, prompt, LogitsWanted.NONE)
+    def decode_s(self, prompt: Tokens, num_rows: int, num_steps: int, num_windows: int) -> list[float]:
+        """See `Peer`; every window begins anew at the prompt's end."""
+        length = len(prompt)
+        self._prefill(0, prompt, LogitsWanted.NONE)
+        for slot in range(1, num_rows):
+            self._runner.copy_slot(0, slot, length)
         times_s = []
         for window in range(num_windows + 1):
-            tokens = prompts[:, -1]
+            tokens = first_tokens(prompt, num_rows)
             lengths = np.full(num_rows, length, np.int64)
             begin_s = time.perf_counter()
             for _ in range(num_steps if window else 1):
