@@ -28,6 +28,9 @@ __all__ = ["generic_handler"]
 _DEADLINE_MARGIN_S = 0.05
 _DEADLINE_MARGIN_SHARE = 0.05
 
+# How long an interrupted stream waits for its reader to take what is being written.
+_STUCK_WRITE_S = 60.0
+
 _NO_DEADLINE_S = 365 * 24 * 3600.0
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -55,12 +58,30 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
         call = _open_call(method, context)
         task = asyncio.current_task()
         assert task is not None
-        call.on_interrupt = task.cancel
+        is_writing = False
+        stuck: asyncio.TimerHandle | None = None
+
+        def interrupt() -> None:
+            # A status that is sent beside a waiting write can be lost, so the write gets time to end: the status goes
+            # out behind it as soon as the reader reads. One that never reads again is cut off.
+            nonlocal stuck
+            if is_writing:
+                stuck = asyncio.get_running_loop().call_later(_STUCK_WRITE_S, task.cancel)
+            else:
+                task.cancel()
+
+        call.on_interrupt = interrupt
         try:
             async with aclosing(chain.stream(method, data, call)) as responses:  # type: ignore[type-var]
                 async for response in responses:
+                    is_writing = True
                     await context.write(response)  # type: ignore[arg-type]
+                    is_writing = False
+                    if call.interruption is not None:
+                        break
             call.on_interrupt = None
+            if call.interruption is not None:
+                await abort(context, call.interruption, call.request_id)
             context.set_trailing_metadata((("x-request-id", call.request_id),))
         except VortaError as error:
             call.on_interrupt = None
@@ -69,10 +90,13 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
             # The call was over in gRPC's core before its cancellation came here.
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
-            if call.interruption is None:
+            if call.interruption is None or is_writing:
                 raise
             task.uncancel()
             await abort(context, call.interruption, call.request_id)
+        finally:
+            if stuck is not None:
+                stuck.cancel()
 
     if method.is_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, None, serializer)

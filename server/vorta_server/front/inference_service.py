@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from vorta.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from vorta.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, VortaError
 from vorta.v1 import inference_pb2
 
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams
@@ -228,6 +228,11 @@ class InferenceService:
         sampling = self._sampling(request, target, call)
         window_s = conversion.resume_window_s(request)
         request_id = conversion.checked_request_id(request.request_id, required=False) or call.request_id
+
+        def overflow(error: VortaError) -> None:
+            generation.cancel()  # at once: the reader may never come back
+            call.interrupt(error)
+
         log: ResumeLog | None = None
         buffer: StreamBuffer | None = None
         if window_s > 0:
@@ -236,9 +241,9 @@ class InferenceService:
             buffer = StreamBuffer(
                 max_bytes=self._config.max_buffered_bytes_per_stream,
                 pacer=self._pacer,
-                on_overflow=call.interrupt,
+                on_overflow=overflow,
             )
-        generation = self._generations.submit(
+        generation: Generation = self._generations.submit(
             target,
             request_id=request_id,
             tenant=call.tenant,
