@@ -53,7 +53,7 @@ def write_gguf(checkpoint: Path, out: Path, file_type: str) -> Path:
 
 
 def _write_float32(checkpoint: Path, out: Path) -> None:
-    import gguf  # type: ignore[import-not-found]
+    import gguf
     from safetensors.numpy import load_file
 
     config = json.loads((checkpoint / "config.json").read_text())

@@ -30,7 +30,7 @@ from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.compiler.weight import DecoderWeights, tensor_shapes
 
 # Raised whenever the same checkpoint would compile to another artifact, so that caches compile anew.
-COMPILER_VERSION = "2"
+COMPILER_VERSION = "3"
 
 TARGETS = ("cpu",)
 _PLANNED_TARGETS = ("cuda", "tensorrt")

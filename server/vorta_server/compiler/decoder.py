@@ -192,11 +192,8 @@ class DecoderGraph:
 
     def _feed_forward(self, layer: int, x: str) -> str:
         graph, prefix = self._graph, f"layers.{layer}.mlp"
-        gate, up = self._lowering.shared(
-            graph, x, [self._linear(f"{prefix}.gate_proj"), self._linear(f"{prefix}.up_proj")]
-        )
-        activated = graph.node("QuickGelu", [gate], [f"{prefix}.silu"], domain=MICROSOFT, alpha=1.0)
-        product = graph.node("Mul", [activated, up], [f"{prefix}.product"])
+        gate, up = self._linear(f"{prefix}.gate_proj"), self._linear(f"{prefix}.up_proj")
+        product = self._lowering.gated(graph, x, f"{prefix}.product", gate, up)
         return self._lowering.linear(graph, product, self._linear(f"{prefix}.down_proj"))
 
     def _linear(self, name: str) -> Linear:

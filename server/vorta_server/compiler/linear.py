@@ -64,7 +64,11 @@ class LinearLowering(Protocol):
         ...
 
     def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
-        """Several layers on one input, one output each (gate and up); shared work may be done once."""
+        """Several layers on one input, one output each (q, k, v that are normed); shared work may be done once."""
+        ...
+
+    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
+        """silu(gate(x)) * up(x), read by linear layers of this lowering alone; returns its name."""
         ...
 
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
@@ -89,6 +93,12 @@ def plan_graphs(precision: str) -> list[GraphPlan]:
         GraphPlan(file="model.onnx", min_rows=1, lowering=BlockLowering(precision)),
         GraphPlan(file="model_many_rows.onnx", min_rows=_INTEGER_MIN_ROWS[precision], lowering=IntegerLowering()),
     ]
+
+
+def gate_with_silu(graph: GraphBuilder, name: str, gate: str, up: str) -> str:
+    """silu(gate) * up, elementwise."""
+    activated = graph.node("QuickGelu", [gate], [f"{name}/silu"], domain=MICROSOFT, alpha=1.0)
+    return graph.node("Mul", [activated, up], [name])
 
 
 def stack_linears(name: str, parts: Sequence[Linear]) -> Linear:
@@ -117,6 +127,9 @@ class Float32Lowering:
 
     def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
         return [self.linear(graph, x, part) for part in parts]
+
+    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
+        return gate_with_silu(graph, name, self.linear(graph, x, gate), self.linear(graph, x, up))
 
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
         return graph.node("Gather", [self._store(graph, table), ids], ["embedding"])
@@ -161,6 +174,9 @@ class BlockLowering:
     def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
         return [self.linear(graph, x, part) for part in parts]
 
+    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
+        return gate_with_silu(graph, name, self.linear(graph, x, gate), self.linear(graph, x, up))
+
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
         if table.num_columns % BLOCK:
             return Float32Lowering().embedding(graph, ids, table)
@@ -189,17 +205,10 @@ class IntegerLowering:
 
     def __init__(self) -> None:
         self._quantised: dict[str, tuple[str, str]] = {}
+        self._row_factors: dict[str, str] = {}
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
-        codes, largest = self._quantise(graph, x)
-        step, middle = self._code_constants(graph)
-        weight, scale = store_channels(graph, layer.weight)
-        product = graph.node(
-            "MatMulIntegerToFloat",
-            [codes, graph.weight(weight), step, graph.weight(scale), middle],
-            [f"{layer.name}/product"],
-            domain=MICROSOFT,
-        )
+        product, largest = self._product(graph, x, layer)
         if layer.bias is None:
             return graph.node("Mul", [product, largest], [layer.name])
         scaled = graph.node("Mul", [product, largest], [f"{layer.name}/scaled"])
@@ -211,8 +220,29 @@ class IntegerLowering:
     def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
         return [self.linear(graph, x, part) for part in parts]
 
+    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
+        activated = self.linear(graph, x, gate)
+        if up.bias is not None:
+            return gate_with_silu(graph, name, activated, self.linear(graph, x, up))
+        # The rows of up's output wait for their factors until the next layer's, where a row has one element.
+        product, self._row_factors[name] = self._product(graph, x, up)
+        return gate_with_silu(graph, name, activated, product)
+
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
         return BlockLowering("int8").embedding(graph, ids, table)
+
+    def _product(self, graph: GraphBuilder, x: str, layer: Linear) -> tuple[str, str]:
+        """x W^T without the bias, and the factor [..., 1] by which each of its rows is yet to be multiplied."""
+        codes, largest = self._quantise(graph, x)
+        step, middle = self._code_constants(graph)
+        weight, scale = store_channels(graph, layer.weight)
+        product = graph.node(
+            "MatMulIntegerToFloat",
+            [codes, graph.weight(weight), step, graph.weight(scale), middle],
+            [f"{layer.name}/product"],
+            domain=MICROSOFT,
+        )
+        return product, largest
 
     def _code_constants(self, graph: GraphBuilder) -> tuple[str, str]:
         """The step between two codes of a row whose absmax is 1, and the code of zero."""
@@ -220,10 +250,8 @@ class IntegerLowering:
         return step, graph.constant("integer/middle", np.array(_LEVELS + 1, np.uint8))
 
     def _quantise(self, graph: GraphBuilder, x: str) -> tuple[str, str]:
-        """Adds the quantisation of x [..., K] once; returns its codes [..., K] and its absmax [..., 1].
-
-        A value is (code - middle) * step * absmax.
-        """
+        """Adds the quantisation of x [..., K] once; returns its codes [..., K] and a factor [..., 1], its absmax times
+        what `gated` left out. A value is (code - middle) * step * factor."""
         if x not in self._quantised:
             magnitude = graph.node("Abs", [x], [f"{x}/magnitude"])
             last_axis = graph.constant("integer/last_axis", np.array([-1], np.int64))
@@ -231,6 +259,8 @@ class IntegerLowering:
             # In a row of zeros this is 0 / 0; whatever its codes, its results are multiplied by zero.
             fractions = graph.node("Div", [x, largest], [f"{x}/fractions"])
             codes = graph.node("QuantizeLinear", [fractions, *self._code_constants(graph)], [f"{x}/codes"])
+            if x in self._row_factors:
+                largest = graph.node("Mul", [largest, self._row_factors[x]], [f"{x}/factor"])
             self._quantised[x] = (codes, largest)
         return self._quantised[x]
 

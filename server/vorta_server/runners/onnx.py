@@ -131,8 +131,10 @@ class OnnxRunner:
     def run(self, batch: StepBatch) -> StepResult:
         """Computes a step, prefill chunks first. See `ModelRunner.run`.
 
-        With `deterministic` every row and chunk is computed alone on the artifact's first graph, so that a row
-        depends on nothing but its own tokens and how its prompt was cut into chunks.
+        With `deterministic` everything runs on the artifact's last graph. Where that is the one for many rows, its
+        integer sums are exact and its scales belong to one row each, so a row depends on nothing but its own
+        tokens, and whether its prompt came in chunks of one token or of more. An artifact of one graph (fp32)
+        computes the rows one after the other.
 
         Raises ValueError for a batch that does not fit the slots, Internal when ONNX Runtime fails.
         """
@@ -150,11 +152,10 @@ class OnnxRunner:
             prefill_logits.append(self._logits[first : first + num_logits] if num_logits else None)
             first += num_logits
         decode_begin_s = time.perf_counter()
-        if num_rows and batch.deterministic:
-            for row in range(num_rows):
-                self._decode(batch.decode_token_ids, batch.decode_lengths, row, row + 1, 0)
-        elif num_rows:
-            self._decode(batch.decode_token_ids, batch.decode_lengths, 0, num_rows, self._graph_for(num_rows))
+        graph = self._graph_for(num_rows, batch.deterministic) if num_rows else 0
+        rows_together = 1 if batch.deterministic and len(self._sessions) == 1 else num_rows
+        for row in range(0, num_rows, rows_together or 1):
+            self._decode(batch.decode_token_ids, batch.decode_lengths, row, row + rows_together, graph)
         end_s = time.perf_counter()
         return StepResult(
             prefill_logits=prefill_logits,
@@ -198,9 +199,9 @@ class OnnxRunner:
                     f"slots of {self._max_model_len} tokens"
                 )
 
-    def _graph_for(self, num_rows: int) -> int:
+    def _graph_for(self, num_rows: int, deterministic: bool) -> int:
         graph = len(self._min_rows) - 1
-        while self._min_rows[graph] > num_rows:
+        while not deterministic and self._min_rows[graph] > num_rows:
             graph -= 1
         return graph
 
@@ -210,7 +211,7 @@ class OnnxRunner:
 
     def _prefill(self, chunk: PrefillChunk, first_logit: int, num_logits: int, deterministic: bool) -> None:
         num_tokens = len(chunk.token_ids)
-        graph = 0 if deterministic else self._graph_for(num_tokens)
+        graph = self._graph_for(num_tokens, deterministic)
         binding = self._binding(graph, chunk.slot, 1)
         self._bind_step(binding, 1, num_tokens, first_logit, num_logits)
         self._token_ids[:num_tokens] = chunk.token_ids
