@@ -19,7 +19,6 @@ from vorta.errors import (
     Internal,
     InvalidArgument,
     ResourceExhausted,
-    VortaError,
 )
 
 from vorta_server.engine.detokenizer import Detokenizer
@@ -41,7 +40,7 @@ from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerS
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
 
-__all__ = ["Engine", "EngineConfig", "EngineCounters", "failure_of"]
+__all__ = ["Engine", "EngineConfig", "EngineCounters"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +74,6 @@ class EngineCounters:
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     generated_tokens: int = 0
-
-
-def failure_of(error: VortaError) -> Failure:
-    """The error as it crosses the worker protocol."""
-    return Failure(
-        code=error.code,
-        reason=error.reason,
-        message=error.message,
-        metadata=error.metadata,
-        retry_delay_s=error.retry_delay_s,
-    )
 
 
 class Engine:
@@ -469,13 +457,13 @@ class Engine:
 
     def _fail_nan(self, running: RunningRequest) -> Finished:
         error = Internal("the model's output is not a number")
-        return self._cut_short(running, FinishReason.ERROR, failure_of(error))
+        return self._cut_short(running, FinishReason.ERROR, Failure.of(error))
 
     def _fail_all(self, error: Exception) -> list[Event]:
         """Ends every request after a step failed, and starts over with empty slots."""
         events: list[Event] = []
         for running in list(self._requests.values()):
-            failure = failure_of(
+            failure = Failure.of(
                 Internal(
                     f"the step failed: {type(error).__name__}",
                     retry_delay_s=1.0,

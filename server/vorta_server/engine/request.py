@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import msgspec
+from vorta.errors import VortaError, error_class
 
 __all__ = [
     "Delta",
@@ -140,6 +141,17 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     message: str
     metadata: dict[str, str] = {}
     retry_delay_s: float | None = None
+
+    @classmethod
+    def of(cls, error: VortaError) -> Failure:
+        """The error as it crosses the worker protocol."""
+        return cls(error.code, error.reason, error.message, error.metadata, error.retry_delay_s)
+
+    def error(self) -> VortaError:
+        """The exception that it stands for."""
+        return error_class(self.code)(
+            self.message, reason=self.reason, metadata=self.metadata, retry_delay_s=self.retry_delay_s
+        )
 
 
 class Finished(msgspec.Struct, array_like=True, tag=2, kw_only=True):

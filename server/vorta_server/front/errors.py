@@ -9,10 +9,9 @@ import grpc
 from vorta import errors
 from vorta.wire import DETAILS_KEY, status_details, status_message
 
-from vorta_server.engine.request import Failure, Finished, FinishReason
-from vorta_server.workers.channel import error_from_failure
+from vorta_server.engine.request import Finished, FinishReason
 
-__all__ = ["abort", "error_from_finished", "failure_from_error"]
+__all__ = ["abort", "error_from_finished"]
 
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -37,7 +36,7 @@ def error_from_finished(finished: Finished) -> errors.VortaError | None:
     never started. None when it ended well.
     """
     if finished.failure is not None:
-        return error_from_failure(finished.failure)
+        return finished.failure.error()
     match finished.finish_reason:
         case FinishReason.CANCELLED:
             return errors.Cancelled("the request was cancelled")
@@ -50,8 +49,3 @@ def error_from_finished(finished: Finished) -> errors.VortaError | None:
         case FinishReason.ERROR:
             return errors.Internal("the worker failed without saying why")
     return None
-
-
-def failure_from_error(error: errors.VortaError) -> Failure:
-    """The error as the failure of a `Finished`."""
-    return Failure(error.code, error.reason, error.message, error.metadata, error.retry_delay_s)

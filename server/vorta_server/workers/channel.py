@@ -39,7 +39,7 @@ from vorta_server.workers.protocol import (
 if TYPE_CHECKING:
     from vorta_server.workers.protocol import WorkerMessage
 
-__all__ = ["WORKER_DIED_RETRY_DELAY_S", "EventSink", "WorkerChannel", "error_from_failure"]
+__all__ = ["WORKER_DIED_RETRY_DELAY_S", "EventSink", "WorkerChannel"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +49,6 @@ EventSink = Callable[[Event], None]
 WORKER_DIED_RETRY_DELAY_S = 1.0
 
 _WRITE_HIGH_WATER_BYTES = 64 * 1024 * 1024
-
-
-def error_from_failure(failure: Failure) -> errors.VortaError:
-    """The exception that a worker's failure stands for."""
-    return errors.error_class(failure.code)(
-        failure.message,
-        reason=failure.reason,
-        metadata=failure.metadata,
-        retry_delay_s=failure.retry_delay_s,
-    )
 
 
 class WorkerChannel(asyncio.Protocol):
@@ -219,7 +209,7 @@ class WorkerChannel(asyncio.Protocol):
         finally:
             self._calls.pop(call_id, None)
         if reply.failure is not None:
-            raise error_from_failure(reply.failure)
+            raise reply.failure.error()
         return reply
 
     def _send(self, message: FrontMessage) -> None:

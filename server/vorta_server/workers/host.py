@@ -24,8 +24,8 @@ from typing import Protocol
 import msgspec
 from vorta.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, VortaError
 
-from vorta_server.engine.engine import Engine, failure_of
-from vorta_server.engine.request import Delta, Event, Finished, FinishReason, GenerationRequest
+from vorta_server.engine.engine import Engine
+from vorta_server.engine.request import Delta, Event, Failure, Finished, FinishReason, GenerationRequest
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.protocol import (
     Cancel,
@@ -297,7 +297,7 @@ class WorkerHost:
                 token_ids = self._codec.encode(message.prompt)
                 tokens = [self._codec.token_text(token_id) for token_id in token_ids]
             except Exception as error:
-                return TokenizeReply(call_id=message.call_id, failure=failure_of(_as_vorta_error(error)))
+                return TokenizeReply(call_id=message.call_id, failure=Failure.of(_as_vorta_error(error)))
             return TokenizeReply(call_id=message.call_id, token_ids=token_ids, tokens=tokens)
 
         self._in_thread(connection, work)
@@ -307,7 +307,7 @@ class WorkerHost:
             try:
                 text = self._codec.decode(message.token_ids, message.skip_special_tokens)
             except Exception as error:
-                return DetokenizeReply(call_id=message.call_id, failure=failure_of(_as_vorta_error(error)))
+                return DetokenizeReply(call_id=message.call_id, failure=Failure.of(_as_vorta_error(error)))
             return DetokenizeReply(call_id=message.call_id, text=text)
 
         self._in_thread(connection, work)
@@ -325,7 +325,7 @@ class WorkerHost:
         self._pending.pop(request_id, None)
         problem = _as_vorta_error(error)
         reason = FinishReason.DEADLINE if isinstance(problem, DeadlineExceeded) else FinishReason.ERROR
-        self._post([Finished(request_id=request_id, finish_reason=reason, sequences=[], failure=failure_of(problem))])
+        self._post([Finished(request_id=request_id, finish_reason=reason, sequences=[], failure=Failure.of(problem))])
 
     def _post(self, events: list[Event]) -> None:
         """Puts events into the boxes of their fronts."""
@@ -439,7 +439,8 @@ def main(arguments: list[str] | None = None) -> None:
         transport=transport,
         flush_interval_s=config.flush_interval_s,
     )
-    signal.signal(signal.SIGTERM, lambda *_: host.stop())
+    # A group's SIGTERM reaches the server too, which then drains its workers by message.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if config.parent_pid else lambda *_: host.stop())
     host.run()
 
 

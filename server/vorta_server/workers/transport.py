@@ -1,7 +1,7 @@
 """The worker's side of the socket: accepts fronts, cuts frames, writes without ever blocking the engine.
 
-Single-threaded and synchronous: the worker calls `poll` between two steps. What a front does not read in time is kept up to
-a bound; past it the connection is dropped, as if that front had died.
+Single-threaded and synchronous: the worker calls `poll` between two steps. What a front does not read in time is kept
+up to a bound; past it the connection is dropped, as if that front had died.
 """
 
 from __future__ import annotations
