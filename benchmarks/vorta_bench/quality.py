@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from vorta_bench.tasks import VERIFIABLE_TASKS, Case, TaskScore, evaluate, format_table, mean_accuracy
 from vorta_server.engine.request import Delta, GenerationRequest, SamplingParams
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.generation import GenerationModel, build_generation
 from vorta_server.workers.protocol import ChatMessage, Prompt, ToolSpec
-
-from vorta_bench.tasks import VERIFIABLE_TASKS, Case, TaskScore, evaluate, format_table, mean_accuracy
 
 __all__ = ["EngineCompleter", "main"]
 

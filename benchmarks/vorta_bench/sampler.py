@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from vorta_server.engine.parallel_sampler import ParallelSampler
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState

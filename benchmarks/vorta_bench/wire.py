@@ -33,6 +33,7 @@ from typing import Any
 
 import grpc
 import uvloop
+
 from vorta.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 __all__ = ["main"]
@@ -159,6 +160,7 @@ async def _wire_round(address: str, streams: int, num_tokens: int) -> float:
 def bare_loop(artifact: Path, threads: int) -> None:
     """Reads lines "streams tokens" and prints the tokens/s of a plain greedy loop over the runner."""
     import numpy as np
+
     from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch
     from vorta_server.runners.onnx import OnnxRunner
 

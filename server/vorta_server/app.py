@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import vorta
 from grpc_health.v1 import health_pb2
+
+import vorta
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta.v1 import admin_pb2, inference_pb2
-
 from vorta_server.front.admin_service import AdminService, ServerFacts
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.generation import GenerationTable

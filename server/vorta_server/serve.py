@@ -40,8 +40,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     import uvloop
-    from vorta.errors import VortaError
 
+    from vorta.errors import VortaError
     from vorta_server.app import App
     from vorta_server.observability.log import set_up_logging
     from vorta_server.settings import load_settings
@@ -120,7 +120,6 @@ _FLAG_FIELDS = {
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags given, as nested settings. Raises FailedPrecondition for one that is malformed."""
     from vorta.errors import FailedPrecondition
-
     from vorta_server.registry.source import split_model_flag
 
     values: dict[str, Any] = {}

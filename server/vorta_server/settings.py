@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from pydantic_settings.exceptions import SettingsError
+
 from vorta.errors import FailedPrecondition
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import vorta
 from hypothesis import settings
 
+import vorta
 from tests.clients.cutting_proxy import CuttingProxy
 from tests.clients.fake_server import FakeServer
 

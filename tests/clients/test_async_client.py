@@ -7,12 +7,12 @@ import inspect
 from collections.abc import AsyncIterator
 
 import pytest
-import vorta
-from vorta import errors
 
+import vorta
 from tests.clients.conftest import FAST
 from tests.clients.cutting_proxy import CuttingProxy
 from tests.clients.fake_server import NUM_TOKENS, FakeServer, text_of
+from vorta import errors
 
 
 @pytest.fixture

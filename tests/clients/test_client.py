@@ -9,13 +9,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-import vorta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vorta import errors
 
+import vorta
 from tests.clients.conftest import FAST
 from tests.clients.fake_server import FakeServer, text_of, tokens_of
+from vorta import errors
 
 
 def test_generate(client: vorta.Client, server: FakeServer) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 import vorta
+from tests.clients.fake_server import FakeServer, text_of
 from vorta import errors
 from vorta._channel import parse_base_url
-
-from tests.clients.fake_server import FakeServer, text_of
 
 
 @pytest.mark.parametrize("prefix", ["http://", ""])

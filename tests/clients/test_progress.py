@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vorta._channel import Deadline
 from vorta._progress import Move, StreamProgress
 from vorta.errors import AlreadyExists, Internal, NotFound, OutOfRange, Unavailable, VortaError

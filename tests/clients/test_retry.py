@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vorta.errors import AlreadyExists, Internal, ResourceExhausted, Unavailable
 from vorta.retry import Retrier, RetryBudget, RetryPolicy
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
-import vorta
-from vorta import errors
-from vorta.v1 import common_pb2
 
+import vorta
 from tests.clients.cutting_proxy import CuttingProxy
 from tests.clients.fake_server import NUM_TOKENS, FakeServer, text_of
+from vorta import errors
+from vorta.v1 import common_pb2
 
 
 def test_stream(client: vorta.Client, server: FakeServer) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import vorta
 from vorta import result, sampling, wire
 from vorta._method import ADMIN, INFERENCE

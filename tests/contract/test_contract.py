@@ -1,4 +1,4 @@
-"""What the protos promise: REST paths, presence, equal sampling fields everywhere, current stubs, known error reasons."""
+"""What the protos promise: REST paths, presence, the same sampling fields everywhere, current stubs, known reasons."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from google.api import annotations_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
-from vorta.v1 import admin_pb2, common_pb2, errors_pb2, inference_pb2
 
+from vorta.v1 import admin_pb2, common_pb2, errors_pb2, inference_pb2
 from vorta_server.engine.request import FinishReason
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+
 from vorta.errors import VortaError
 from vorta.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from vorta.wire import error_from_rpc

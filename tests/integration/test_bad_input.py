@@ -12,6 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+
+from tests.integration.served import Served, error_of, free_port, serve_command, serving
 from vorta.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -23,8 +25,6 @@ from vorta.errors import (
 )
 from vorta.v1 import common_pb2, inference_pb2
 from vorta.wire import error_from_rpc
-
-from tests.integration.served import Served, error_of, free_port, serve_command, serving
 
 pytestmark = pytest.mark.xdist_group("served")
 

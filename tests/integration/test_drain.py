@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from vorta.v1 import common_pb2, inference_pb2
 
 from tests.integration.served import serving
+from vorta.v1 import common_pb2, inference_pb2
 
 
 @pytest.mark.parametrize("goes_to_group", [False, True], ids=["server", "process group"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vorta.errors import FailedPrecondition
 from vorta_server.settings import known_names, load_settings
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch
-from vorta_server.runners.onnx import OnnxRunner
 
 from vorta_bench.peers.peer import Tokens, first_tokens
+from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch
+from vorta_server.runners.onnx import OnnxRunner
 
 __all__ = ["VortaPeer"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
 from vorta.cli.output import print_json
 from vorta.errors import FailedPrecondition, Internal, InvalidArgument, VortaError
 

@@ -11,8 +11,8 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
-from vorta.errors import FailedPrecondition
 
+from vorta.errors import FailedPrecondition
 from vorta_server.compiler.artifact import (
     ArtifactWriter,
     GraphEntry,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from vorta.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -20,7 +21,6 @@ from vorta.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
-
 from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.output import OutputBuilder, Vocabulary

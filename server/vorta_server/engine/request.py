@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import msgspec
+
 from vorta.errors import VortaError, error_class
 
 __all__ = [

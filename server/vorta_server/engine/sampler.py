@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from vorta.errors import Internal
 
+from vorta.errors import Internal
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from vorta.errors import DeadlineExceeded, InvalidArgument
 from vorta.v1 import admin_pb2
-
 from vorta_server.front.call import CallContext
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry

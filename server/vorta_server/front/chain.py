@@ -15,8 +15,8 @@ from contextlib import aclosing
 from typing import Protocol
 
 from google.protobuf.message import Message
-from vorta.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, VortaError
 
+from vorta.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, VortaError
 from vorta_server.front.call import CallContext
 from vorta_server.front.method import Method
 

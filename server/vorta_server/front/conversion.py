@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from google.protobuf.struct_pb2 import Struct, Value
+
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta.v1 import common_pb2, inference_pb2
-
 from vorta_server.engine.request import SamplingParams
 from vorta_server.front.call import is_request_id
 from vorta_server.workers.protocol import ChatMessage, ModelCard, Prompt, ToolCall, ToolSpec

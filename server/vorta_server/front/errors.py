@@ -6,9 +6,9 @@ import asyncio
 from typing import NoReturn
 
 import grpc
+
 from vorta import errors
 from vorta.wire import DETAILS_KEY, status_details, status_message
-
 from vorta_server.engine.request import Finished, FinishReason
 
 __all__ = ["abort", "error_from_finished"]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 from vorta.errors import AlreadyExists, NotFound
-
 from vorta_server.engine.request import Delta, Event, Finished, SamplingParams, Started
 from vorta_server.front.resume import LogReader, ResumeLog
 from vorta_server.observability.metrics import Metrics

@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
-from vorta.errors import VortaError
 
+from vorta.errors import VortaError
 from vorta_server.front.call import CallContext, request_id_from
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.errors import abort

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from grpc_health.v1 import health_pb2
-from vorta.errors import NotFound, ResourceExhausted
 
+from vorta.errors import NotFound, ResourceExhausted
 from vorta_server.front.call import CallContext
 from vorta_server.registry.model import ModelEntry
 from vorta_server.registry.registry import ModelRegistry

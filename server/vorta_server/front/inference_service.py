@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from vorta.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, VortaError
 from vorta.v1 import inference_pb2
-
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams
 from vorta_server.front import conversion
 from vorta_server.front.call import CallContext

@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+
 from vorta.errors import InvalidArgument
 
 __all__ = ["Method", "bind_service"]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar, cast
 
 from vorta.v1 import common_pb2, inference_pb2
-
 from vorta_server.engine.request import (
     Delta,
     Event,

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 
 from vorta.errors import Cancelled, OutOfRange, VortaError
-
 from vorta_server.engine.request import Delta, Event, Finished
 from vorta_server.front.stream import WritePacer, event_bytes, merge_deltas, slow_reader
 

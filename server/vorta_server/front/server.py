@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
-from vorta.errors import FailedPrecondition
 
+from vorta.errors import FailedPrecondition
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.grpc_adapter import generic_handler
 from vorta_server.front.method import Method

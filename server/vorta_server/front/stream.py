@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 
 from vorta.errors import Cancelled, ResourceExhausted, VortaError
-
 from vorta_server.engine.request import Delta, Event, Finished
 
 __all__ = ["StreamBuffer", "WritePacer", "event_bytes", "merge_deltas", "slow_reader"]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from vorta.errors import InvalidArgument, NotFound, Unavailable
-
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.workers.channel import WorkerChannel
 from vorta_server.workers.protocol import ModelCard

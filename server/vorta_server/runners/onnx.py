@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from vorta.errors import Internal
 
+from vorta.errors import Internal
 from vorta_server.compiler.artifact import Manifest, load_manifest
 from vorta_server.engine.runner import (
     FloatArray,

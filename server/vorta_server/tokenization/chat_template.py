@@ -17,6 +17,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+
 from vorta.errors import FailedPrecondition, InvalidArgument
 
 __all__ = ["ChatTemplate"]

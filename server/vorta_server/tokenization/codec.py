@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vorta.errors import InvalidArgument
-
 from vorta_server.tokenization.message import MessageLike, ToolSpecLike
 from vorta_server.tokenization.tokenizer import Tokenizer
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from vorta.errors import FailedPrecondition, InvalidArgument
 
+from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta_server.tokenization.chat_template import ChatTemplate
 from vorta_server.tokenization.message import MessageLike, ToolSpecLike, message_dicts, tool_dicts
 from vorta_server.tokenization.token_bytes import bytes_per_token_bound, is_byte_level, make_token_bytes

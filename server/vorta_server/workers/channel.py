@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import msgspec
-from vorta import errors
 
+from vorta import errors
 from vorta_server.engine.request import Event, Failure, Finished, FinishReason
 from vorta_server.workers.protocol import (
     Cancel,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-from vorta.errors import FailedPrecondition, Unavailable
 
+from vorta.errors import FailedPrecondition, Unavailable
 from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.runner import ModelRunner

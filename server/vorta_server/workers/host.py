@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from vorta.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, VortaError
 
+from vorta.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, VortaError
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Failure, Finished, FinishReason, GenerationRequest
 from vorta_server.workers.config import WorkerConfig

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from vorta import errors
 
+from vorta import errors
 from vorta_server.workers.channel import WorkerChannel
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.protocol import ModelCard, Stats

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vorta.errors import AlreadyExists, FailedPrecondition, Unavailable, VortaError
-
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import vorta
+from tests.clients.fake_server import FakeServer, text_of
 from vorta import errors
 from vorta.cli import main
 from vorta.cli.main import build_parser
 from vorta.cli.sampling import add_sampling
-
-from tests.clients.fake_server import FakeServer, text_of
 
 ROOT = str(Path(vorta.__file__).parent.parent)
 

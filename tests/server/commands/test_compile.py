@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from vorta.cli import main
 
 from tests.server.compiler.case import CASES, random_tensors, write_checkpoint
+from vorta.cli import main
 
 
 @pytest.fixture

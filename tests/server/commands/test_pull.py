@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.server.commands.fake_hub import FakeHub
 from vorta import errors
 from vorta.cli import main
 from vorta_server.commands.pull import pull
-
-from tests.server.commands.fake_hub import FakeHub
 
 FILES = {
     "config.json": b"{}",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from safetensors.numpy import save_file
+
 from vorta_server.compiler.artifact import Manifest, load_manifest
 
 VOCAB_SIZE = 101

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from vorta_server.compiler.compile import compile_checkpoint
 
 from tests.server.compiler.case import Case, random_tensors, write_checkpoint
+from vorta_server.compiler.compile import compile_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.server.compiler.case import CASES, Case
 from vorta_server.compiler.artifact import (
     ArtifactError,
     GraphEntry,
@@ -23,8 +25,6 @@ from vorta_server.compiler.artifact import (
 )
 from vorta_server.compiler.checkpoint import CheckpointError
 from vorta_server.compiler.compile import compile_checkpoint
-
-from tests.server.compiler.case import CASES, Case
 
 
 @pytest.fixture

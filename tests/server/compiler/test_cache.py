@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from vorta.errors import FailedPrecondition
 from vorta_server.compiler.artifact import load_manifest
 from vorta_server.compiler.cache import CacheBusyError, _locked, artifact_for

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from vorta_server.compiler.checkpoint import Checkpoint, CheckpointError, parse_header
-from vorta_server.compiler.compile import compile_checkpoint
 
 from tests.server.compiler.case import CASES, GraphRunner, random_tensors, write_checkpoint
+from vorta_server.compiler.checkpoint import Checkpoint, CheckpointError, parse_header
+from vorta_server.compiler.compile import compile_checkpoint
 
 Tensors = dict[str, npt.NDArray[Any]]
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from vorta.errors import FailedPrecondition
-from vorta_server.compiler.artifact import load_manifest
-from vorta_server.compiler.checkpoint import CheckpointError
-from vorta_server.compiler.compile import compile_checkpoint
 
 from tests.reference import decoder as reference
 from tests.server.compiler.case import CASES, Case, GraphRunner, random_tensors, write_checkpoint
 from tests.server.compiler.test_parity import error, prompt
+from vorta.errors import FailedPrecondition
+from vorta_server.compiler.artifact import load_manifest
+from vorta_server.compiler.checkpoint import CheckpointError
+from vorta_server.compiler.compile import compile_checkpoint
 
 
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.reference import decoder as reference
+from tests.server.compiler.case import CASES, Case
 from vorta_server.compiler.checkpoint import CheckpointError
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.rope import inverse_frequencies, rope_tables
 from vorta_server.compiler.spec import DecoderSpec
-
-from tests.reference import decoder as reference
-from tests.server.compiler.case import CASES, Case
 
 
 def read(config: dict[str, Any]) -> DecoderSpec:

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+
+from tests.reference import decoder as reference
+from tests.server.compiler.case import CASES, random_tensors, write_checkpoint
+from tests.server.compiler.test_parity import prompt
 from vorta_server.compiler.checkpoint import Checkpoint
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.decoder import DecoderGraph, compiled_head_dim
@@ -14,10 +18,6 @@ from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
 from vorta_server.compiler.linear import BlockLowering, Float32Lowering
 from vorta_server.compiler.weight import DecoderWeights
-
-from tests.reference import decoder as reference
-from tests.server.compiler.case import CASES, random_tensors, write_checkpoint
-from tests.server.compiler.test_parity import prompt
 
 
 def test_two_graphs_on_one_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
 from vorta_server.compiler.weight import Matrix, stack_rows, take_columns, take_rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.compiler.decoder import padded_norm
 from vorta_server.compiler.head import HeadLayout, head_layout
 

@@ -32,6 +32,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
+
+from tests.reference import decoder as reference
+from tests.server.compiler.case import CASES, Case, GraphRunner, random_tensors
+from tests.server.compiler.test_parity import prompt
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
 from vorta_server.compiler.head import head_layout
 from vorta_server.compiler.linear import BlockLowering, Float32Lowering, Linear, LinearLowering
@@ -44,10 +48,6 @@ from vorta_server.compiler.quantise import (
     quantise_int8,
 )
 from vorta_server.compiler.weight import Matrix
-
-from tests.reference import decoder as reference
-from tests.server.compiler.case import CASES, Case, GraphRunner, random_tensors
-from tests.server.compiler.test_parity import prompt
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vorta_server.compiler.config import ConfigReader
-from vorta_server.compiler.family import read_spec
-from vorta_server.compiler.rope import inverse_frequencies
 
 from tests.reference import decoder as reference
 from tests.server.compiler.case import CASES, VOCAB_SIZE, Case, GraphRunner, random_tensors
 from tests.server.compiler.test_parity import error, prompt
+from vorta_server.compiler.config import ConfigReader
+from vorta_server.compiler.family import read_spec
+from vorta_server.compiler.rope import inverse_frequencies
 
 torch = pytest.importorskip("torch", reason="the reference implementation (torch) is not installed")
 transformers = pytest.importorskip("transformers", reason="the reference implementation is not installed")

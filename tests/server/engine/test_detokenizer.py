@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.engine.detokenizer import ByteTableDecoder, Detokenizer
 
 

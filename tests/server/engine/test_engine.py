@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.server.engine.fakes import Clock, ends_of, expected, make_engine, request, run, text_of, tokens_of
 from vorta.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, ResourceExhausted, VortaError
 from vorta_server.engine.request import Delta, Finished, FinishReason
 from vorta_server.engine.runner import StepBatch, StepResult
 from vorta_server.runners.fake import FakeRunner
-
-from tests.server.engine.fakes import Clock, ends_of, expected, make_engine, request, run, text_of, tokens_of
 
 PROMPT = list(range(1, 30))
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from vorta_server.engine.kv import BLOCK_TOKENS, KvSlots, SlotState
 
 

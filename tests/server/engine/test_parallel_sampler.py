@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vorta_server.engine.parallel_sampler import ParallelSampler
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from vorta.errors import Internal
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.engine.stop import StopMatcher, StopStep
 
 stops = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)

@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
+
+from tests.server.front.scripted import ScriptedWorker
 from vorta.errors import VortaError
 from vorta.v1 import admin_pb2, inference_pb2, inference_pb2_grpc
 from vorta.wire import error_from_rpc
@@ -27,8 +29,6 @@ from vorta_server.front.stream import WritePacer
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
-
-from tests.server.front.scripted import ScriptedWorker
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]

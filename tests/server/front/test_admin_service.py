@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from vorta.errors import InvalidArgument, NotFound
-from vorta.v1 import admin_pb2, admin_pb2_grpc
-from vorta_server.registry.model import ModelEntry, ModelState
 
 from tests.server.front import scripted
 from tests.server.front.stack import error_of
+from vorta.errors import InvalidArgument, NotFound
+from vorta.v1 import admin_pb2, admin_pb2_grpc
+from vorta_server.registry.model import ModelEntry, ModelState
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import time
 from contextlib import aclosing
 
 import pytest
+
 from vorta.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, NotFound
 from vorta.v1 import inference_pb2
 from vorta_server.front.call import CallContext, request_id_from

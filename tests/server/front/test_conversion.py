@@ -7,11 +7,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.server.front.scripted import MAX_MODEL_LEN, VOCAB_SIZE, model_card
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta.v1 import common_pb2, inference_pb2
 from vorta_server.front import conversion
-
-from tests.server.front.scripted import MAX_MODEL_LEN, VOCAB_SIZE, model_card
 
 CARD = model_card()
 GENERATE = inference_pb2.GenerateRequest

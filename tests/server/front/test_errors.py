@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc
 import pytest
+
+from tests.server.front.stack import error_of
 from vorta import errors
 from vorta.v1 import inference_pb2
 from vorta_server.engine.request import Failure, Finished, FinishReason
@@ -11,8 +13,6 @@ from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.errors import error_from_finished
 from vorta_server.front.method import Method
 from vorta_server.front.server import GrpcConfig, GrpcServer
-
-from tests.server.front.stack import error_of
 
 CLASSES = sorted(errors.VortaError.__subclasses__(), key=lambda cls: cls.code)
 

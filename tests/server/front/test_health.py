@@ -5,11 +5,11 @@ from __future__ import annotations
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from vorta.errors import NotFound
-from vorta_server.registry.model import ModelEntry, ModelState
 
 from tests.server.front import scripted
 from tests.server.front.stack import error_of
+from vorta.errors import NotFound
+from vorta_server.registry.model import ModelEntry, ModelState
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

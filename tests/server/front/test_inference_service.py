@@ -9,6 +9,9 @@ import time
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
+
+from tests.server.front import scripted
+from tests.server.front.stack import Stack, error_of
 from vorta import errors
 from vorta.v1 import common_pb2, inference_pb2
 from vorta_server.engine.request import (
@@ -23,9 +26,6 @@ from vorta_server.engine.request import (
 )
 from vorta_server.front.call import CallContext
 from vorta_server.front.inference_service import InferenceConfig
-
-from tests.server.front import scripted
-from tests.server.front.stack import Stack, error_of
 
 StreamRequest = inference_pb2.StreamGenerateRequest
 

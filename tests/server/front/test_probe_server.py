@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from vorta.errors import FailedPrecondition
 from vorta_server.front.probe_server import ProbeServer, text_reply
 

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.server.front.scripted import delta, finished
 from vorta.errors import Cancelled, OutOfRange, ResourceExhausted
 from vorta_server.engine.request import Delta, Finished, Started
 from vorta_server.front.resume import ResumeBudget, ResumeLog
 from vorta_server.front.stream import WritePacer
-
-from tests.server.front.scripted import delta, finished
 
 
 def new_log(budget=None, max_interval_s=0.0):

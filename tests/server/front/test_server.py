@@ -7,12 +7,12 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+
+from tests.server.front.stack import Stack, error_of
 from vorta.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 from vorta.v1 import inference_pb2
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.server import GrpcConfig, GrpcServer
-
-from tests.server.front.stack import Stack, error_of
 
 
 async def reflect(stack, version, **question):

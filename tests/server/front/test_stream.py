@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.server.front.scripted import delta, finished
 from vorta.errors import ResourceExhausted
 from vorta_server.engine.request import Delta, Finished, FinishReason, Started, TokenLogprob
 from vorta_server.front.stream import StreamBuffer, WritePacer, event_bytes, merge_deltas
-
-from tests.server.front.scripted import delta, finished
 
 
 def buffer(max_bytes=1 << 20, max_interval_s=0.0, overflows=None):

@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+
 from vorta_server.observability.log import set_up_logging
 
 

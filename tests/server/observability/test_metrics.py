@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
-from vorta_server.engine.request import FinishReason
-from vorta_server.observability.metrics import Metrics
 
 from tests.server.front.scripted import finished, stats
+from vorta_server.engine.request import FinishReason
+from vorta_server.observability.metrics import Metrics
 
 
 def samples(metrics):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vorta.errors import InvalidArgument
 from vorta_server.registry.source import resolve_source, split_model_flag
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file
+
+from tests.reference import decoder
+from tests.server.compiler.case import CASES, VOCAB_SIZE, random_tensors, write_checkpoint
 from vorta_server.compiler.artifact import ArtifactError
 from vorta_server.compiler.compile import compile_checkpoint
 from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch, StepResult
 from vorta_server.runners.onnx import OnnxRunner
-
-from tests.reference import decoder
-from tests.server.compiler.case import CASES, VOCAB_SIZE, random_tensors, write_checkpoint
 
 CASE = next(case for case in CASES if case.name == "llama-grouped-heads")
 NUM_SLOTS = 5

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+
 from vorta_server.tokenization.tokenizer import Tokenizer
 
 CORPUS = [

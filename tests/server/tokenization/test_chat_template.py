@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta_server.tokenization.chat_template import ChatTemplate
 

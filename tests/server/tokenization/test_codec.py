@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta_server.tokenization.codec import Codec
 from vorta_server.tokenization.tokenizer import Tokenizer

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.tokenization.tokenizer import Tokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta_server.tokenization.tokenizer import GenerationDefaults, Tokenizer
 

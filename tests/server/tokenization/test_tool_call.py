@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.tokenization.tool_call import ParsedText, ToolCall, parse_tool_calls
 
 json_values = st.recursive(

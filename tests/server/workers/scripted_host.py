@@ -12,10 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from vorta.errors import FailedPrecondition
-
 from tests.server.front import scripted
 from tests.server.front.scripted import ScriptedWorker, stats
+from vorta.errors import FailedPrecondition
 
 
 class Host(ScriptedWorker):

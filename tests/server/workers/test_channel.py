@@ -7,13 +7,13 @@ import contextlib
 from pathlib import Path
 
 import pytest
+
+from tests.server.front import scripted
+from tests.server.front.scripted import ScriptedWorker, stats
 from vorta.errors import AlreadyExists, InvalidArgument, Unavailable
 from vorta_server.engine.request import Finished, FinishReason, SamplingParams
 from vorta_server.workers.channel import WorkerChannel
 from vorta_server.workers.protocol import HEADER, Prompt, Submit
-
-from tests.server.front import scripted
-from tests.server.front.scripted import ScriptedWorker, stats
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.server.engine.fakes import Letters, expected, make_engine
 from vorta.errors import InvalidArgument
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams, Started
@@ -35,8 +37,6 @@ from vorta_server.workers.protocol import (
     encode,
 )
 from vorta_server.workers.transport import WorkerTransport
-
-from tests.server.engine.fakes import Letters, expected, make_engine
 
 CARD = ModelCard(
     model="fake",

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from vorta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vorta_server.engine.request import Delta, SamplingParams
 from vorta_server.workers.protocol import (
     HEADER,

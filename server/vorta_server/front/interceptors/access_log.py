@@ -6,7 +6,6 @@ import logging
 import time
 
 from vorta.errors import VortaError
-
 from vorta_server.front.call import CallContext
 from vorta_server.front.method import Method
 from vorta_server.observability.code import code_name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from vorta.errors import ResourceExhausted, Unavailable, VortaError
-
 from vorta_server.front.call import CallContext
 from vorta_server.front.method import Method
 
