@@ -153,6 +153,7 @@ class LogReader:
         self._next_write_s = 0.0
         self._error: VortaError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def next(self) -> tuple[int, Event]:
         """The next event to write, with the index of the last one merged.
@@ -174,8 +175,13 @@ class LogReader:
 
     def notice(self) -> None:
         """The log has grown."""
-        if self._loop.time() >= self._next_write_s or self._log.is_ended:
+        if self._waiter is None:
+            return
+        due_s = 0.0 if self._log.is_ended else self._next_write_s - self._loop.time()
+        if due_s <= 0:
             self._wake()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(due_s, self._wake)
 
     def displace(self) -> None:
         """Another connection takes over."""
@@ -194,13 +200,15 @@ class LogReader:
 
     async def _wait(self, timeout_s: float | None) -> None:
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, self._wake) if timeout_s is not None else None
+        if timeout_s is not None:
+            self._timer = self._loop.call_later(timeout_s, self._wake)
         try:
             await self._waiter
         finally:
             self._waiter = None
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

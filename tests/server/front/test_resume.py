@@ -159,3 +159,15 @@ async def test_pacing_holds_tokens_but_not_the_end():
     assert not waiting.done()
     log.put(finished("r", 3))
     assert (await waiting)[1].text == "ab"
+
+
+async def test_a_token_that_comes_while_the_reader_waits_goes_out_when_the_interval_is_over():
+    log = new_log(max_interval_s=0.02)
+    log.put(delta("r", "first"))
+    reader = log.read(0, on_overflow=lambda error: None)
+    await reader.next()
+    waiting = asyncio.ensure_future(reader.next())
+    await asyncio.sleep(0)
+    log.put(delta("r", "a"))  # nothing comes after it
+    async with asyncio.timeout(10):
+        assert (await waiting)[1].text == "a"
