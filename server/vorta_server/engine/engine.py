@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vorta.errors import (
     AlreadyExists,
@@ -172,18 +173,15 @@ class Engine:
                 metadata={"limit": self._config.max_waiting_requests},
                 retry_delay_s=1.0,
             )
-        running = RunningRequest(request=request)
-        self._requests[request.request_id] = running
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-        prompt = np.asarray(request.prompt_token_ids, np.int64)
-        for index in range(sampling.n):
-            running.sequences.append(self._new_sequence(running, index, prompt, max_output, seed))
-        # The siblings follow when the first has computed the prompt, so that they copy its KV.
-        self._scheduler.add(running.sequences[0])
+        running = RunningRequest(request=request, seed=seed, max_output=max_output)
+        # Its siblings follow when it has computed the prompt, so that they copy its KV.
+        self._scheduler.add(self._new_sequence(running, np.asarray(request.prompt_token_ids, np.int64)))
+        self._requests[request.request_id] = running
         if request.deadline_s is not None:
             self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
-        self.counters.prompt_tokens += len(prompt)
-        return Started(request.request_id, len(prompt))
+        self.counters.prompt_tokens += len(request.prompt_token_ids)
+        return Started(request.request_id, len(request.prompt_token_ids))
 
     def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> list[Event]:
         """Ends a request now and frees its KV memory. No events when the id is unknown."""
@@ -280,19 +278,14 @@ class Engine:
             )
         return asked or min(room, cap)
 
-    def _new_sequence(
-        self,
-        running: RunningRequest,
-        index: int,
-        prompt: np.ndarray[tuple[int], np.dtype[np.int64]],
-        max_output: int,
-        seed: int,
-    ) -> Sequence:
-        sampling = running.request.sampling
+    def _new_sequence(self, running: RunningRequest, prompt: NDArray[np.int64]) -> Sequence:
+        """The request's next sequence."""
+        sampling, max_output = running.request.sampling, running.max_output
+        index = len(running.sequences)
         tokens = np.empty(len(prompt) + max_output, np.int64)
         tokens[: len(prompt)] = prompt
         self._order += 1
-        return Sequence(
+        sequence = Sequence(
             request=running,
             index=index,
             order=self._order,
@@ -302,7 +295,8 @@ class Engine:
             max_output=max_output,
             row=RowState(
                 sampling,
-                seed=seed + index,
+                seed=running.seed,
+                stream=index,
                 prompt_token_ids=running.request.prompt_token_ids,
                 vocab_size=self._vocab_size,
                 eos_token_ids=() if sampling.ignore_eos else self._vocabulary.eos_token_ids,
@@ -315,9 +309,11 @@ class Engine:
             stop=StopMatcher(sampling.stop, sampling.include_stop) if sampling.stop else None,
             wants_prompt_logits=index == 0 and sampling.prompt_logprobs is not None,
         )
+        running.sequences.append(sequence)
+        return sequence
 
     def _expire(self) -> list[Event]:
-        """Ends the requests whose deadline passed, and the queued ones that cannot meet theirs."""
+        """Ends the requests whose deadline passed."""
         now = self._clock()
         events: list[Event] = []
         self._next_deadline_s = float("inf")
@@ -379,9 +375,10 @@ class Engine:
         self._sample(ready, [sequence.row for sequence in ready], logits, events, finished)
         for sequence in ready:
             sequence.wants_prompt_logits = False
-            if sequence.index == 0 and sequence.num_output == 1 and len(sequence.request.sequences) > 1:
-                for sibling in sequence.request.sequences[1:]:
-                    self._scheduler.add(sibling)
+            request = sequence.request
+            if sequence.index == 0 and sequence.num_output == 1 and self._is_open(request):
+                for _ in range(1, request.num_sequences):
+                    self._scheduler.add(self._new_sequence(request, sequence.tokens[: sequence.num_prompt]))
 
     def _sample(
         self,
@@ -397,12 +394,12 @@ class Engine:
         token_ids = sampled.token_ids.tolist()
         scores, bad_rows = sampled.scores, sampled.bad_rows
         for index, sequence in enumerate(sequences):
-            if bad_rows and index in bad_rows:
-                events.append(self._fail_nan(sequence.request))
-                continue
-            if sequence.state is not SequenceState.DECODING:
-                continue  # a sibling's failure ended the request in this step
             request = sequence.request
+            if sequence.state is not SequenceState.DECODING or not self._is_open(request):
+                continue  # a sibling's failure ended the request in this step
+            if bad_rows and index in bad_rows:
+                events.append(self._fail_nan(request))
+                continue
             if request.first_token_s is None:
                 request.first_token_s = now
             request.last_token_s = now
@@ -415,19 +412,20 @@ class Engine:
                 finished.append(sequence)
 
     def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> Finished:
-        open_sequences = [s for s in running.sequences if s.index not in running.ends]
-        for sequence in open_sequences:
-            running.ends[sequence.index] = SequenceEnd(reason, None, sequence.num_output)
-        self._scheduler.finish([s for s in open_sequences if self._is_scheduled(s)])
+        open_sequences = [sequence for sequence in running.sequences if sequence.index not in running.ends]
+        self._scheduler.finish(open_sequences)
+        self._end_all(running, reason)
         return self._finished_event(running, reason=reason, failure=failure)
 
     def _is_open(self, running: RunningRequest) -> bool:
         return self._requests.get(running.request.request_id) is running
 
-    def _is_scheduled(self, sequence: Sequence) -> bool:
-        """Whether the scheduler knows the sequence: siblings are queued only after the first one's prefill."""
-        first = sequence.request.sequences[0]
-        return sequence.index == 0 or first.num_output > 0
+    def _end_all(self, running: RunningRequest, reason: FinishReason) -> None:
+        """Books the end of the sequences that have none, also of siblings that never began."""
+        for sequence in running.sequences:
+            running.ends.setdefault(sequence.index, SequenceEnd(reason, None, sequence.num_output))
+        for index in range(len(running.sequences), running.num_sequences):
+            running.ends[index] = SequenceEnd(reason, None, 0)
 
     def _finished_event(
         self, running: RunningRequest, *, reason: FinishReason | None = None, failure: Failure | None = None
@@ -438,7 +436,7 @@ class Engine:
         scheduled = running.scheduled_s if running.scheduled_s is not None else now
         first = running.first_token_s if running.first_token_s is not None else now
         last = running.last_token_s if running.last_token_s is not None else first
-        ends = [running.ends[index] for index in range(len(running.sequences))]
+        ends = [running.ends[index] for index in range(running.num_sequences)]
         return Finished(
             request_id=request.request_id,
             finish_reason=reason or ends[0].finish_reason,
@@ -469,10 +467,16 @@ class Engine:
                     retry_delay_s=1.0,
                 )
             )
-            for sequence in running.sequences:
-                running.ends.setdefault(sequence.index, SequenceEnd(FinishReason.ERROR, None, sequence.num_output))
+            self._end_all(running, FinishReason.ERROR)
             events.append(self._finished_event(running, reason=FinishReason.ERROR, failure=failure))
+        for slot in range(self._runner.info.num_slots):
+            self._runner.discard_slot(slot)
         self._kv = self._new_slots()
-        self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
+        self._scheduler = Scheduler(
+            config=self._config.scheduler,
+            kv=self._kv,
+            speed=self._scheduler.speed,
+            num_preemptions=self._scheduler.num_preemptions,
+        )
         self._rows = []
         return events

@@ -23,6 +23,9 @@ __all__ = ["BLOCK_TOKENS", "KvSlots", "PrefixMatch", "SlotState"]
 BLOCK_TOKENS = 64
 """Granularity of memory accounting."""
 
+_EXCESS_TOKENS = 8 * BLOCK_TOKENS
+"""A slot that holds this much more than a new sequence wants is given back to the system first."""
+
 MIN_PREFIX_TOKENS = 16
 """Shorter common prefixes are recomputed: that costs less than looking for them."""
 
@@ -46,11 +49,18 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixMatch:
-    """A slot whose first `length` tokens equal a prompt's. `is_idle`: it is CACHED and may be taken over as it is."""
+    """A slot whose first `length` tokens equal a prompt's.
+
+    Attributes:
+        is_idle: It is CACHED and may be taken over as it is.
+        is_continuation: It is idle and hardly longer than the match, so that taking it over loses nothing: the next
+            turn of a conversation, not another conversation with the same beginning.
+    """
 
     slot: int
     length: int
     is_idle: bool
+    is_continuation: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,7 +130,8 @@ class KvSlots:
             common = int(differs.argmax()) if differs.any() else length
             is_idle = slot.state is SlotState.CACHED
             if best is None or (common, is_idle) > (best.length, best.is_idle):
-                best = PrefixMatch(slot=index, length=common, is_idle=is_idle)
+                is_continuation = is_idle and common >= slot.length - BLOCK_TOKENS
+                best = PrefixMatch(slot=index, length=common, is_idle=is_idle, is_continuation=is_continuation)
         if best is None or best.length < MIN_PREFIX_TOKENS:
             return None
         return best
@@ -131,14 +142,16 @@ class KvSlots:
         Prefers a free slot, then the least recently used cached one. `keep` names a cached slot that must survive
         because its prefix is about to be copied. None when the memory cannot be had without preempting.
         """
-        index = self._pick(keep)
-        if index is None:
+        wanted = self._wanted(num_tokens)
+        index = self._pick(keep, wanted)
+        if index is None or not self._can_reserve(index, wanted, keep):
             return None
         self._forget(index)
+        if self._slots[index].resident > wanted + _EXCESS_TOKENS:
+            self._discard(index)  # what a long sequence left would count against a short one
         self._slots[index].state = SlotState.RUNNING
         if not self.reserve(index, num_tokens, keep=keep):
-            self._slots[index].state = SlotState.FREE
-            return None
+            raise RuntimeError("the books do not balance: memory that was found is gone")
         return index
 
     def take_over(self, slot: int, *, num_tokens: int) -> bool:
@@ -156,16 +169,31 @@ class KvSlots:
     def reserve(self, slot: int, num_tokens: int, *, keep: int | None = None) -> bool:
         """Makes sure that the slot may hold so many tokens. False when others would have to be preempted."""
         entry = self._slots[slot]
-        wanted = min(_round_up(num_tokens), _round_up(self.max_model_len))
+        wanted = self._wanted(num_tokens)
         missing = wanted - entry.resident
         if missing <= 0:
             return True
+        if not self._can_reserve(slot, wanted, keep):
+            return False  # before anything cached is given up for nothing
         while self._resident_total + missing > self.capacity_tokens:
             if not self._reclaim_one(keep):
                 return False
         entry.resident = wanted
         self._resident_total += missing
         return True
+
+    def _wanted(self, num_tokens: int) -> int:
+        return min(_round_up(num_tokens), _round_up(self.max_model_len))
+
+    def _can_reserve(self, slot: int, wanted: int, keep: int | None) -> bool:
+        """Whether giving up all that no sequence owns, but for `keep`, makes room for the slot's `wanted` tokens."""
+        reclaimable = sum(
+            entry.resident
+            for index, entry in enumerate(self._slots)
+            if entry.state is not SlotState.RUNNING and index not in (keep, slot)
+        )
+        missing = wanted - self._slots[slot].resident
+        return missing <= 0 or self._resident_total + missing - reclaimable <= self.capacity_tokens
 
     def reserved(self, slot: int) -> int:
         """Tokens that the slot may hold without another `reserve`."""
@@ -208,7 +236,7 @@ class KvSlots:
 
     def spare_slot(self, *, exclude: int) -> int:
         """A slot that no sequence owns, other than `exclude`: free if there is one, else the least recently used."""
-        index = self._pick(exclude)
+        index = self._pick(exclude, 0)
         if index is None:
             raise RuntimeError("no spare slot: num_slots must exceed twice the running sequences")
         if self._slots[index].state is SlotState.CACHED:
@@ -239,11 +267,11 @@ class KvSlots:
         for key, members in self._by_prefix.items():
             assert members, key
 
-    def _pick(self, exclude: int | None) -> int | None:
-        """A free slot with the most memory already resident, else the least recently used cached slot."""
+    def _pick(self, exclude: int | None, wanted: int) -> int | None:
+        """The free slot whose resident memory fits best, else the least recently used cached slot."""
         free = [i for i, s in enumerate(self._slots) if s.state is SlotState.FREE and i != exclude]
         if free:
-            return max(free, key=lambda i: (self._slots[i].resident, -i))
+            return min(free, key=lambda i: (self._slots[i].resident < wanted, abs(self._slots[i].resident - wanted), i))
         cached = [i for i, s in enumerate(self._slots) if s.state is SlotState.CACHED and i != exclude]
         return min(cached, key=lambda i: self._slots[i].last_used, default=None)
 

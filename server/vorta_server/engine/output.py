@@ -55,7 +55,7 @@ class OutputBuilder:
             delta.logprobs = [self._logprob(token_id, score)]
         if reason is None:
             return delta, None
-        if len(sequence.request.sequences) > 1:
+        if sequence.request.num_sequences > 1:
             delta.finish_reason = reason
         return delta, SequenceEnd(reason, matched, num_output)
 
@@ -68,7 +68,7 @@ class OutputBuilder:
         """
         request = sequence.request
         top_n = request.request.sampling.prompt_logprobs or 0
-        if request.prompt_logprobs is None:
+        if request.prompt_logprobs is None or sequence.num_computed == 0:  # again after a preemption
             first = int(sequence.tokens[0])
             request.prompt_logprobs = [TokenLogprob(first, self._vocabulary.token_text(first), None)]
         start = sequence.num_computed + 1

@@ -26,6 +26,7 @@ class RowState:
     Args:
         sampling: The request's parameters.
         seed: Any integer; the row draws from Philox keyed by it, one number per sampled token.
+        stream: Tells the rows of one seed apart: equal seeds of different streams share no numbers.
         prompt_token_ids: The prompt; only looked at when the repetition penalty is on.
         vocab_size: Ids at or above it in the bias or the stop list are ignored.
         eos_token_ids: End-of-sequence ids, masked until min_tokens unless the request ignores them.
@@ -35,10 +36,10 @@ class RowState:
         "_counted_ids",
         "_counts",
         "_generator",
+        "_key",
         "_num_counted",
         "_penalty",
         "_positions",
-        "_seed",
         "_uniforms",
         "bias_ids",
         "bias_values",
@@ -59,11 +60,12 @@ class RowState:
         prompt_token_ids: Sequence[int],
         vocab_size: int,
         eos_token_ids: Sequence[int],
+        stream: int = 0,
     ) -> None:
         self.sampling = sampling
         self.num_generated = 0
         self.is_greedy = sampling.temperature < GREEDY_TEMPERATURE
-        self._seed = seed
+        self._key = seed % (1 << 64) + (stream << 64)
         self._generator: np.random.Generator | None = None
         self._uniforms: list[float] = []
         bias = {i: v for i, v in sampling.logit_bias.items() if 0 <= i < vocab_size}
@@ -124,6 +126,6 @@ class RowState:
         """The next uniform number in [0, 1) of this row."""
         if not self._uniforms:
             if self._generator is None:
-                self._generator = np.random.Generator(np.random.Philox(key=self._seed % (1 << 64)))
+                self._generator = np.random.Generator(np.random.Philox(key=self._key))
             self._uniforms = self._generator.random(_UNIFORMS_PER_REFILL)[::-1].tolist()
         return self._uniforms.pop()

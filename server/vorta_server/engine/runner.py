@@ -34,7 +34,7 @@ class RunnerInfo:
     Attributes:
         vocab_size: Columns of the logits.
         max_model_len: Tokens that one slot holds.
-        num_slots: KV slots; one more than the most sequences that run together, so that slots can be moved.
+        num_slots: KV slots; more than twice the sequences that run together, so that slots can be moved.
         kv_bytes_per_token: Bytes of K and V of one token over all layers.
     """
 

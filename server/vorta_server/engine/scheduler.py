@@ -160,6 +160,9 @@ class Scheduler:
                 self._release(sequence)
             if sequence.state is not SequenceState.DECODING:
                 sequence.state = SequenceState.FINISHED
+        if len(self._waiting) > 2 * self._num_waiting + 64:
+            self._waiting = [entry for entry in self._waiting if entry[1].state is SequenceState.WAITING]
+            heapq.heapify(self._waiting)
         for sequence in rows:  # from the last row on, so that as few rows as possible move
             self._leave_decoding(sequence)
             sequence.state = SequenceState.FINISHED
@@ -306,18 +309,17 @@ class Scheduler:
         match = None
         if self.config.prefix_cache and not sequence.wants_prompt_logits and not sequence.is_deterministic:
             match = self.kv.find_prefix(prompt)
-        if match is not None and match.is_idle:
-            if not self.kv.take_over(match.slot, num_tokens=wanted):
-                return False
+        if match is not None and match.is_continuation and self.kv.take_over(match.slot, num_tokens=wanted):
             sequence.slot, sequence.num_computed = match.slot, match.length
-        else:
-            slot = self.kv.acquire(num_tokens=wanted, keep=match.slot if match else None)
-            if slot is None:
-                return False
+        elif (slot := self.kv.acquire(num_tokens=wanted, keep=match.slot if match else None)) is not None:
             sequence.slot, sequence.num_computed = slot, 0
             if match is not None:
                 self.kv.copy_slot(match.slot, slot, match.length)
                 sequence.num_computed = match.length
+        elif match is not None and match.is_idle and self.kv.take_over(match.slot, num_tokens=wanted):
+            sequence.slot, sequence.num_computed = match.slot, match.length
+        else:
+            return False
         if sequence.index == 0 and not sequence.num_preempted:
             sequence.request.num_cached_prompt_tokens = sequence.num_computed
         return True

@@ -80,9 +80,18 @@ class Sequence:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RunningRequest:
-    """A request with its sequences and clocks (`time.monotonic()` values)."""
+    """A request with its sequences and clocks (`time.monotonic()` values).
+
+    Attributes:
+        seed: Of all its sequences, each of which draws from a stream of its own.
+        max_output: Most tokens of each sequence.
+        sequences: Those that were made so far; siblings of the first follow when it has computed the prompt.
+        ends: How each sequence ended, by its index.
+    """
 
     request: GenerationRequest
+    seed: int
+    max_output: int
     sequences: list[Sequence] = field(default_factory=list)
     ends: dict[int, SequenceEnd] = field(default_factory=dict)
     num_cached_prompt_tokens: int = 0
@@ -92,6 +101,11 @@ class RunningRequest:
     prompt_logprobs: list[TokenLogprob] | None = None
 
     @property
+    def num_sequences(self) -> int:
+        """How many sequences the request asked for."""
+        return self.request.sampling.n
+
+    @property
     def is_finished(self) -> bool:
         """Whether every sequence has ended."""
-        return len(self.ends) == len(self.sequences)
+        return len(self.ends) == self.num_sequences

@@ -48,8 +48,13 @@ __all__ = ["PromptCodec", "WorkerHost", "main"]
 
 logger = logging.getLogger(__name__)
 
-_INLINE_TEXT_BYTES = 4096
+_INLINE_TEXT_BYTES = 8192
 """Prompts up to this size are tokenized between two steps; longer ones in a thread, which takes the GIL seldom."""
+
+_MESSAGE_BYTES = 64
+"""What a message counts for beside its text: rendering costs too."""
+
+_TOO_MANY_CALLS = Failure.of(ResourceExhausted("too many texts wait for tokenization", retry_delay_s=1.0))
 
 _STATS_INTERVAL_S = 0.25
 _IDLE_S = 1.0
@@ -136,6 +141,7 @@ class WorkerHost:
         self._pending: dict[str, Future[None]] = {}
         self._encoded: deque[Callable[[], None]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._num_calls = 0
         self._last_flush_s = 0.0
         self._last_stats_s = 0.0
         self._last_stats: Stats | None = None
@@ -300,6 +306,9 @@ class WorkerHost:
                 return TokenizeReply(call_id=message.call_id, failure=Failure.of(_as_vorta_error(error)))
             return TokenizeReply(call_id=message.call_id, token_ids=token_ids, tokens=tokens)
 
+        if self._num_calls >= self._max_pending_prompts:
+            self._transport.send(connection, TokenizeReply(call_id=message.call_id, failure=_TOO_MANY_CALLS))
+            return
         self._in_thread(connection, work)
 
     def _detokenize(self, connection: Connection, message: Detokenize) -> None:
@@ -310,14 +319,22 @@ class WorkerHost:
                 return DetokenizeReply(call_id=message.call_id, failure=Failure.of(_as_vorta_error(error)))
             return DetokenizeReply(call_id=message.call_id, text=text)
 
+        if self._num_calls >= self._max_pending_prompts:
+            self._transport.send(connection, DetokenizeReply(call_id=message.call_id, failure=_TOO_MANY_CALLS))
+            return
         self._in_thread(connection, work)
 
     def _in_thread(self, connection: Connection, work: Callable[[], TokenizeReply | DetokenizeReply]) -> None:
         def done(future: Future[TokenizeReply | DetokenizeReply]) -> None:
+            def deliver() -> None:
+                self._num_calls -= 1
+                self._transport.send(connection, future.result())
+
             if not future.cancelled():
-                self._encoded.append(lambda: self._transport.send(connection, future.result()))
+                self._encoded.append(deliver)
                 self._transport.wake()
 
+        self._num_calls += 1
         self._executor.submit(work).add_done_callback(done)
 
     def _refuse(self, request_id: str, error: BaseException) -> None:
@@ -388,9 +405,13 @@ class WorkerHost:
 
 
 def _text_bytes(prompt: Prompt) -> int:
-    if prompt.text is not None:
-        return len(prompt.text)
-    return sum(len(message.content) for message in prompt.messages or [])
+    """At most how much text the prompt has, by its characters at their longest in UTF-8."""
+    characters = len(prompt.text or "")
+    for message in prompt.messages or ():
+        characters += len(message.content) + _MESSAGE_BYTES
+        characters += sum(len(call.arguments) + len(call.name) for call in message.tool_calls)
+    tools = sum(len(tool.description) + len(msgspec.json.encode(tool.parameters)) for tool in prompt.tools)
+    return 4 * (characters + tools)
 
 
 def _as_vorta_error(error: BaseException) -> VortaError:

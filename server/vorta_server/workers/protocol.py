@@ -253,7 +253,8 @@ class FrameBuffer:
             end = start + HEADER.size + size
             if len(buffer) < end:
                 break
-            bodies.append(bytes(buffer[start + HEADER.size : end]))
+            with memoryview(buffer) as view:  # one copy, not two
+                bodies.append(bytes(view[start + HEADER.size : end]))
             start = end
         if start:
             del buffer[:start]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,6 +209,86 @@ def test_a_deterministic_prompt_is_cut_the_same_way_under_any_load() -> None:
         engine.submit(request("a", [7] * 100, deterministic=True))
         assert tokens_of(run(engine), "a") == expected(runner, [7] * 100, 8)
     assert [cut for cut in cuts[True] if cut in cuts[False]] == cuts[False] == [(0, 32), (32, 32), (64, 32), (96, 4)]
+
+
+def test_nan_ends_its_own_request_once_and_no_other() -> None:
+    engine, runner = make_engine()
+    engine.submit(request("a", [7] * 20, n=2))
+    engine.submit(request("b", [5] * 20, max_tokens=30))
+    for _ in range(4):
+        engine.step()
+    original = runner.run
+
+    def poison(batch: StepBatch) -> StepResult:
+        result = original(batch)
+        if result.decode_logits is not None:
+            for row, sequence in enumerate(engine._scheduler._decoding):
+                if sequence.request.request.request_id == "a":
+                    result.decode_logits[row] = np.nan
+        return result
+
+    engine._runner = Recorder(runner, poison)  # type: ignore[assignment]
+    events = engine.step()
+    engine._runner = runner
+    assert [end.finish_reason for end in ends_of(events, "a")] == [FinishReason.ERROR]
+    events += run(engine)
+    assert ends_of(events, "b")[0].finish_reason is FinishReason.LENGTH
+    engine.check_integrity()
+
+
+def test_prompt_logprobs_are_whole_after_a_preemption() -> None:
+    engine, _ = make_engine(max_running=1, max_batched_tokens=16)
+    engine.submit(request("low", PROMPT * 2, prompt_logprobs=0, priority=5))
+    engine.step()
+    engine.submit(request("high", [9, 8, 7], priority=-1))
+    (end,) = ends_of(run(engine), "low")
+    assert engine.num_preemptions == 1
+    assert [score.token_id for score in end.prompt_logprobs or []] == PROMPT * 2
+
+
+def test_conversations_with_one_beginning_keep_their_own_caches() -> None:
+    engine, _ = make_engine(max_running=4, max_model_len=256, capacity=4096)
+    system = [3] * 20
+    history = {key: system + [key] * 60 for key in (10, 11, 12)}
+    reused = []
+    for turn in range(3):
+        for key in history:
+            engine.submit(request(f"{key}-{turn}", history[key]))
+            events = run(engine)
+            reused.append((turn, len(history[key]), ends_of(events, f"{key}-{turn}")[0].cached_prompt_tokens))
+            history[key] = history[key] + tokens_of(events, f"{key}-{turn}") + [key] * 10
+    assert all(cached >= length - 12 for turn, length, cached in reused if turn > 0), reused
+
+
+def test_cancelled_requests_leave_nothing_in_the_queue() -> None:
+    engine, _ = make_engine(max_running=1)
+    engine.submit(request("head", PROMPT, max_tokens=100))
+    engine.step()
+    for i in range(1000):
+        engine.submit(request(f"r{i}", PROMPT))
+        engine.cancel(f"r{i}")
+    assert len(engine._scheduler._waiting) < 100
+
+
+def test_a_head_that_must_wait_costs_nobody_the_cache() -> None:
+    engine, _ = make_engine(max_running=4, max_model_len=256, capacity=384, max_batched_tokens=256)
+    engine.submit(request("old", [9] * 60, max_tokens=2))
+    run(engine)
+    engine.submit(request("running", [1] * 180, max_tokens=60))
+    engine.step()
+    engine.submit(request("head", [2] * 240, max_tokens=2, priority=1))
+    engine.step()
+    assert engine.num_waiting == 1
+    assert engine._kv.num_cached == 1
+
+
+def test_siblings_of_neighbouring_seeds_differ() -> None:
+    engine, _ = make_engine()
+    engine.submit(request("a", PROMPT, n=2, seed=5, temperature=50.0))
+    engine.submit(request("b", PROMPT, seed=6, temperature=50.0))
+    events = run(engine)
+    assert tokens_of(events, "a", 1) != tokens_of(events, "b")
+    assert tokens_of(events, "a", 1) != tokens_of(events, "a", 0)
 
 
 class Recorder:

@@ -66,7 +66,7 @@ class LetterCodec(Letters):
         if prompt.token_ids is not None:
             return prompt.token_ids
         text = prompt.text or ""
-        if len(text) > 4096:
+        if len(text) > 2048:
             self.gate.wait(10)
             return [1 + len(text) % 50] * 20
         if "!" in text:
@@ -266,6 +266,17 @@ def test_tokenize_and_detokenize(front: Front) -> None:
     assert reply.text == "bc"
 
 
+def test_texts_that_wait_are_bounded(worker: Worker, front: Front) -> None:
+    worker.codec.gate.clear()
+    front.send(*(Tokenize(call_id=i, prompt=Prompt(text="x" * 5000)) for i in range(300)))
+    refused = front.until(lambda message: isinstance(message, TokenizeReply) and message.failure is not None)
+    assert isinstance(refused, TokenizeReply)
+    assert refused.failure is not None
+    assert refused.failure.reason == "QUEUE_FULL"
+    worker.codec.gate.set()
+    front.until(lambda message: isinstance(message, TokenizeReply) and message.call_id == 255)
+
+
 def test_stats_beat(front: Front) -> None:
     front.submit("a")
     front.events("a")
@@ -276,10 +287,10 @@ def test_stats_beat(front: Front) -> None:
 
 
 def test_drain_finishes_what_runs_and_refuses_the_rest(worker: Worker, front: Front) -> None:
-    front.submit("running", max_tokens=60)
+    front.submit("running", max_tokens=200)
     front.until(lambda message: isinstance(message, Step))
-    front.send(Drain(grace_s=10.0))
-    front.submit("late")
+    late = Submit(request_id="late", prompt=Prompt(text="abc"), sampling=SamplingParams(max_tokens=3))
+    front.send(Drain(grace_s=10.0), late)
     assert [
         event.failure.reason for event in front.events("late") if isinstance(event, Finished) and event.failure
     ] == ["DRAINING"]
