@@ -137,6 +137,18 @@ def _contenders(checkpoint: Path, work: Path, precisions: Sequence[str], peer_py
     return contenders
 
 
+def _page(report: dict[str, Any]) -> str:
+    """The table with what it depends on."""
+    machine = report["machine"]
+    versions = {result["name"]: f"{result['version']}" for result in report["results"] if "error" not in result}
+    return (
+        f"{table(report['results'])}\n\n"
+        f"`{report['command']}`, {report['time']}; {machine['cpus']} CPUs, {machine['processor']}; "
+        f"load {machine['load_average'][0]:.1f}, stolen {machine['stolen']:.1%}; "
+        f"{', '.join(f'{name}: {version}' for name, version in versions.items())}\n"
+    )
+
+
 def _machine() -> dict[str, Any]:
     """What the figures depend on: processor, cores, and what else ran."""
     model = "unknown"
@@ -167,9 +179,10 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter of the peers' environment; without it no peers")
     parser.add_argument("--only", action="append", help="contenders whose name contains this; default all")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--windows", type=int, default=2, help="windows of each cell in a round")
     parser.add_argument("--steps", help="sequences=steps of a window, comma separated")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="JSON file to write; a table goes beside it, as .md")
     arguments = parser.parse_args()
     if arguments.model in PRESETS:
         checkpoint = arguments.work / arguments.model
@@ -183,6 +196,7 @@ def main() -> None:
         contenders = [item for item in contenders if any(text in item.name for text in arguments.only)]
     steps = arguments.steps or _STEPS["half" if config["hidden_size"] > 512 else "mini"]
     settings = ["--vocab-size", str(config["vocab_size"]), "--steps", steps, "--threads", str(arguments.threads)]
+    settings += ["--windows", str(arguments.windows)]
     stolen, total = _cpu_ticks()
     begin = datetime.datetime.now(datetime.UTC)
     results = compare(contenders, settings, arguments.rounds)
@@ -200,6 +214,7 @@ def main() -> None:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(_page(report))
     print(table(results))
 
 

@@ -4,8 +4,8 @@
     python -m vorta_bench.random_model mini OUT
 
 `half` is a Qwen2-shaped decoder of 386 M parameters (24 layers of 896, 14 heads on 2 KV heads, vocabulary
-32,000, tied), `mini` one of 7 M (6 layers of 288). Speed depends on shapes alone; the text that such a model
-writes means nothing. Needs no torch: the same seed writes the same bytes.
+32,000, tied), `mini` one of 3.4 M in vorta-mini's shape (6 layers of 192). Speed depends on shapes alone; the
+text that such a model writes means nothing. Needs no torch: the same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mini": {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 288,
+        "hidden_size": 192,
         "num_hidden_layers": 6,
         "num_attention_heads": 6,
         "num_key_value_heads": 6,
-        "intermediate_size": 768,
+        "intermediate_size": 512,
         "vocab_size": 4096,
         "max_position_embeddings": 2048,
         "rope_theta": 10000.0,
