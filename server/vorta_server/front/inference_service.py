@@ -235,25 +235,35 @@ class InferenceService:
         log: ResumeLog | None = None
         buffer: StreamBuffer | None = None
         if window_s > 0:
-            log = ResumeLog(request_id=request_id, budget=self._resume_budget, pacer=self._pacer)
+            log = ResumeLog(
+                request_id=request_id,
+                budget=self._resume_budget,
+                pacer=self._pacer,
+                on_evict=lambda: generation.expire(),
+            )
         else:
             buffer = StreamBuffer(
                 max_bytes=self._config.max_buffered_bytes_per_stream,
                 pacer=self._pacer,
                 on_overflow=overflow,
             )
-        generation: Generation = self._generations.submit(
-            target,
-            request_id=request_id,
-            tenant=call.tenant,
-            prompt=prompt,
-            sampling=sampling,
-            priority=conversion.priority(request),
-            deadline_s=call.deadline_s,
-            sink=log.put if log is not None else buffer.put,  # type: ignore[union-attr]
-            log=log,
-            resume_window_s=window_s,
-        )
+        try:
+            generation: Generation = self._generations.submit(
+                target,
+                request_id=request_id,
+                tenant=call.tenant,
+                prompt=prompt,
+                sampling=sampling,
+                priority=conversion.priority(request),
+                deadline_s=call.deadline_s,
+                sink=log.put if log is not None else buffer.put,  # type: ignore[union-attr]
+                log=log,
+                resume_window_s=window_s,
+            )
+        except VortaError:
+            if log is not None:
+                log.close()
+            raise
         with self._reading(call):
             if log is not None:
                 reader = log.read(0, on_overflow=call.interrupt)

@@ -15,40 +15,89 @@ from vorta.errors import Cancelled, OutOfRange, VortaError
 from vorta_server.engine.request import Delta, Event, Finished
 from vorta_server.front.stream import WritePacer, event_bytes, merge_deltas, slow_reader
 
-__all__ = ["LogReader", "ResumeBudget", "ResumeLog"]
+__all__ = ["LOG_BYTES", "LogReader", "ResumeBudget", "ResumeLog"]
 
 _MAX_MERGED_BYTES = 256 * 1024
 
+LOG_BYTES = 2048
+"""About what a request occupies whose log is kept, beside its events."""
+
 
 class ResumeBudget:
-    """The memory that all logs share.
+    """The memory that all logs share, and who gives way when it is full.
+
+    First go the logs of ended requests that nobody reads, whole and the longest unread first; then the oldest events
+    of running requests that nobody reads; then, of the log that grows, what its reader has read. What a reader has
+    still to read stays: only the limit of its own request may overtake it.
 
     Args:
         max_bytes: Of all logs together.
-        max_bytes_per_request: Of one log.
+        max_bytes_per_request: Of one log's events.
     """
 
-    __slots__ = ("max_bytes", "max_bytes_per_request", "used_bytes")
+    __slots__ = ("_ended", "_running", "max_bytes", "max_bytes_per_request", "used_bytes")
 
     def __init__(self, *, max_bytes: int, max_bytes_per_request: int) -> None:
         self.max_bytes = max_bytes
         self.max_bytes_per_request = max_bytes_per_request
         self.used_bytes = 0
+        # Logs without a reader, in the order in which they became so.
+        self._ended: dict[ResumeLog, None] = {}
+        self._running: dict[ResumeLog, None] = {}
+
+    def place(self, log: ResumeLog) -> None:
+        """Takes note that a log began, ended, or gained or lost its reader."""
+        self._ended.pop(log, None)
+        self._running.pop(log, None)
+        if not log.has_reader:
+            (self._ended if log.is_ended else self._running)[log] = None
+
+    def remove(self, log: ResumeLog) -> None:
+        """Forgets a log."""
+        self._ended.pop(log, None)
+        self._running.pop(log, None)
+
+    def shed(self, log: ResumeLog) -> None:
+        """Makes room after `log` has grown, as far as that is possible."""
+        while self.used_bytes > self.max_bytes and self._ended:
+            next(iter(self._ended)).evict()
+        if self.used_bytes > self.max_bytes:
+            for other in (*self._running, log):
+                while self.used_bytes > self.max_bytes:
+                    if not other.drop_read():
+                        break
 
 
 class ResumeLog:
-    """The events of one request, the oldest of which are dropped when the log or all logs are too large."""
+    """The events of one request, the oldest of which are dropped when the log or all logs are too large.
 
-    def __init__(self, *, request_id: str, budget: ResumeBudget, pacer: WritePacer) -> None:
+    Args:
+        request_id: For messages.
+        budget: Shared by all logs. The log is counted in it until `close`.
+        pacer: Paces the readers.
+        on_evict: Called after the log of an ended request was closed to make room.
+    """
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        budget: ResumeBudget,
+        pacer: WritePacer,
+        on_evict: Callable[[], None] | None = None,
+    ) -> None:
         self._request_id = request_id
         self._budget = budget
         self._pacer = pacer
+        self._on_evict = on_evict
         self._events: deque[tuple[Event, int]] = deque()
         self._first_index = 0
         self._bytes = 0
         self._reader: LogReader | None = None
         self._is_closed = False
         self.is_ended = False
+        budget.used_bytes += LOG_BYTES
+        budget.place(self)
 
     @property
     def first_index(self) -> int:
@@ -75,11 +124,16 @@ class ResumeLog:
         budget = self._budget
         budget.used_bytes += size
         if type(event) is Finished:
+            # However large the end is, its reader gets it and what is before it.
             self.is_ended = True
-        while len(self._events) > 1 and (
-            self._bytes > budget.max_bytes_per_request or budget.used_bytes > budget.max_bytes
-        ):
-            self._drop_oldest()
+            budget.place(self)
+            while self._bytes > budget.max_bytes_per_request and self.drop_read():
+                pass
+        else:
+            while self._bytes > budget.max_bytes_per_request and len(self._events) > 1:
+                self._drop_oldest()
+        if budget.used_bytes > budget.max_bytes:
+            budget.shed(self)
         if self._reader is not None:
             self._reader.notice()
 
@@ -102,12 +156,15 @@ class ResumeLog:
         if self._reader is not None:
             self._reader.displace()
         self._reader = LogReader(self, next_index, self._pacer, on_overflow)
+        self._budget.place(self)
         return self._reader
 
     def release(self, reader: LogReader) -> bool:
         """A reader has gone. Returns whether the log now has no reader."""
         if self._reader is reader:
             self._reader = None
+            if not self._is_closed:
+                self._budget.place(self)
         return self._reader is None
 
     def event(self, index: int) -> tuple[Event, int] | None:
@@ -115,10 +172,26 @@ class ResumeLog:
         offset = index - self._first_index
         return self._events[offset] if offset < len(self._events) else None
 
+    def drop_read(self) -> bool:
+        """Drops the oldest event, unless it is the last one or its reader has still to read it; whether it did."""
+        if len(self._events) <= 1 or (self._reader is not None and self._first_index >= self._reader.next_index):
+            return False
+        self._drop_oldest()
+        return True
+
+    def evict(self) -> None:
+        """Gives way to other logs."""
+        self.close()
+        if self._on_evict is not None:
+            self._on_evict()
+
     def close(self) -> None:
         """Forgets everything. Idempotent."""
+        if self._is_closed:
+            return
         self._is_closed = True
-        self._budget.used_bytes -= self._bytes
+        self._budget.remove(self)
+        self._budget.used_bytes -= self._bytes + LOG_BYTES
         self._bytes = 0
         self._first_index = self.next_index
         self._events.clear()
@@ -154,6 +227,11 @@ class LogReader:
         self._error: VortaError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def next_index(self) -> int:
+        """The first event that it has still to read."""
+        return self._next_index
 
     async def next(self) -> tuple[int, Event]:
         """The next event to write, with the index of the last one merged.

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from vorta.errors import Cancelled, ResourceExhausted, VortaError
-from vorta_server.engine.request import Delta, Event, Finished
+from vorta_server.engine.request import Delta, Event, Finished, TokenLogprob
 
 __all__ = ["StreamBuffer", "WritePacer", "event_bytes", "merge_deltas", "slow_reader"]
 
@@ -221,9 +221,15 @@ def event_bytes(event: Event) -> int:
     if type(event) is Delta:
         size = _EVENT_BYTES + len(event.text) * 4 + len(event.token_ids) * 8
         if event.logprobs:
-            size += sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in event.logprobs)
+            size += _logprob_bytes(event.logprobs)
         return size
+    if type(event) is Finished and event.prompt_logprobs:
+        return _EVENT_BYTES + _logprob_bytes(event.prompt_logprobs)
     return _EVENT_BYTES
+
+
+def _logprob_bytes(entries: list[TokenLogprob]) -> int:
+    return sum([_LOGPROB_BYTES * (1 + len(entry.top)) for entry in entries])
 
 
 def slow_reader(limit_bytes: int) -> ResourceExhausted:

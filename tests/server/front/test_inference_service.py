@@ -26,6 +26,7 @@ from vorta_server.engine.request import (
 )
 from vorta_server.front.call import CallContext
 from vorta_server.front.inference_service import InferenceConfig
+from vorta_server.front.resume import LOG_BYTES
 
 StreamRequest = inference_pb2.StreamGenerateRequest
 
@@ -492,7 +493,7 @@ async def test_resume_of_unknown_foreign_expired_and_gone(tmp_path):
             )
             error = await error_of(call)
             assert type(error) is expected
-        assert stack.budget.used_bytes <= 2000
+        assert stack.budget.used_bytes <= 2000 + LOG_BYTES
         tail = await resumed(stack, "r", 101, "a")
         assert tail[0].HasField("finished")
         await collect(stack.inference.StreamGenerate(stream_request(request_id="s", resume_window_s=0.01)))
@@ -510,6 +511,29 @@ async def test_an_expired_window_cancels_what_runs(stack):
         await stack.worker.cancel_seen.wait()
     await until(lambda: stack.generations.num_known == 0)
     assert stack.budget.used_bytes == 0
+
+
+async def test_a_full_budget_forgets_the_longest_ended_request(tmp_path):
+    stack = Stack(tmp_path)
+    stack.budget.max_bytes = 3 * LOG_BYTES
+    async with stack:
+        for number in range(5):
+            await collect(stack.inference.StreamGenerate(stream_request(request_id=f"r{number}", resume_window_s=60)))
+        assert stack.generations.num_known <= 3
+        error = await error_of(stack.inference.ResumeGenerate(inference_pb2.ResumeGenerateRequest(request_id="r0")))
+        assert error.reason == "REQUEST_NOT_FOUND"
+        assert (await resumed(stack, "r4", 0))[-1].HasField("finished")
+
+
+async def test_a_refused_resumable_request_leaves_no_log(stack):
+    stack.worker.script = scripted.hang
+    call = stack.inference.StreamGenerate(stream_request(request_id="r", resume_window_s=60))
+    await call.read()
+    before = stack.budget.used_bytes
+    error = await error_of(stack.inference.StreamGenerate(stream_request(request_id="r", resume_window_s=60)))
+    assert type(error) is errors.AlreadyExists
+    assert stack.budget.used_bytes == before
+    call.cancel()
 
 
 # Tokens

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from tests.server.front.scripted import delta, finished
 from vorta.errors import Cancelled, OutOfRange, ResourceExhausted
-from vorta_server.engine.request import Delta, Finished, Started
-from vorta_server.front.resume import ResumeBudget, ResumeLog
+from vorta_server.engine.request import Delta, Finished, Started, TokenAlternative, TokenLogprob
+from vorta_server.front.resume import LOG_BYTES, ResumeBudget, ResumeLog
 from vorta_server.front.stream import WritePacer
 
 
-def new_log(budget=None, max_interval_s=0.0):
+def new_log(budget=None, max_interval_s=0.0, on_evict=None):
     budget = budget or ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 20)
     pacer = WritePacer(write_cost_s=1.0, write_share=1.0, max_interval_s=max_interval_s)
     pacer.num_streams = 1
-    return ResumeLog(request_id="r", budget=budget, pacer=pacer)
+    return ResumeLog(request_id="r", budget=budget, pacer=pacer, on_evict=on_evict)
 
 
 def fill(log, num_tokens, n=1):
@@ -81,7 +81,7 @@ async def test_oldest_events_are_dropped_and_their_absence_told():
     log = new_log(budget)
     fill(log, 50)
     assert log.first_index > 0
-    assert budget.used_bytes <= 500
+    assert budget.used_bytes <= 500 + LOG_BYTES
     with pytest.raises(OutOfRange) as caught:
         log.read(0, on_overflow=lambda error: None)
     assert caught.value.reason == "RESUME_GONE"
@@ -92,17 +92,79 @@ async def test_oldest_events_are_dropped_and_their_absence_told():
         log.read(52, on_overflow=lambda error: None)
 
 
-async def test_all_logs_share_one_budget():
-    budget = ResumeBudget(max_bytes=1000, max_bytes_per_request=1 << 20)
-    logs = [new_log(budget) for _ in range(3)]
-    for log in logs:
-        fill(log, 20)
-    # Each log keeps at least its last event, whatever the others hold.
-    assert budget.used_bytes <= 1000 + 3 * 100
-    for log in logs:
+async def test_the_ended_logs_that_nobody_reads_give_way_first_and_whole():
+    evicted = []
+    budget = ResumeBudget(max_bytes=5 * LOG_BYTES, max_bytes_per_request=1 << 20)
+    ended = [new_log(budget, on_evict=lambda place=place: evicted.append(place)) for place in range(3)]
+    for log in (ended[1], ended[0], ended[2]):
+        fill(log, 2)
+    read = new_log(budget, on_evict=lambda: evicted.append("read"))
+    read.put(Started("r", 3))
+    reader = read.read(0, on_overflow=lambda error: pytest.fail("overtaken"))
+    while 1 not in evicted:
+        read.put(delta("r", "x"))
+    assert evicted == [1]
+    assert ended[0].first_index == ended[2].first_index == read.first_index == 0
+    assert budget.used_bytes <= budget.max_bytes
+    while len(evicted) < 3:
+        read.put(delta("r", "x"))
+    assert evicted == [1, 0, 2]
+    assert (await reader.next())[0] == 0
+    read.release(reader)
+    for log in (*ended, read):
         log.close()
         log.close()
     assert budget.used_bytes == 0
+
+
+async def test_a_full_budget_takes_from_the_unread_and_never_from_a_reader():
+    budget = ResumeBudget(max_bytes=3 * LOG_BYTES, max_bytes_per_request=1 << 20)
+    unread = new_log(budget)
+    for _ in range(10):
+        unread.put(delta("r", "y"))
+    log = new_log(budget)
+    reader = log.read(0, on_overflow=lambda error: pytest.fail("overtaken"))
+    for position in range(200):
+        log.put(delta("r", "x", position))
+    # Over the total, but all of it is still to be read.
+    assert budget.used_bytes > budget.max_bytes
+    assert (unread.first_index, unread.next_index) == (9, 10)
+    assert log.first_index == 0
+    assert (await reader.next())[1].token_ids == list(range(200))
+    log.put(delta("r", "x", 200))
+    assert budget.used_bytes <= budget.max_bytes
+    assert 0 < log.first_index <= 200
+    assert (await reader.next())[1].token_ids == [200]
+    # Its own request's end is not kept for others either, once nobody reads it.
+    log.put(finished("r", 201))
+    assert type((await reader.next())[1]) is Finished
+    assert log.release(reader)
+    for _ in range(100):
+        unread.put(delta("r", "y"))
+    with pytest.raises(OutOfRange):
+        log.read(201, on_overflow=lambda error: None)
+
+
+async def test_the_number_of_logs_kept_is_bounded():
+    budget = ResumeBudget(max_bytes=10 * LOG_BYTES, max_bytes_per_request=1 << 20)
+    evicted = []
+    for place in range(50):
+        fill(new_log(budget, on_evict=lambda place=place: evicted.append(place)), 0)
+    assert len(evicted) >= 40
+    assert budget.used_bytes <= budget.max_bytes
+
+
+async def test_an_end_larger_than_the_limit_overtakes_no_reader():
+    budget = ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=500)
+    log = new_log(budget)
+    reader = log.read(0, on_overflow=lambda error: pytest.fail("overtaken"))
+    log.put(delta("r", "a"))
+    end = finished("r", 1)
+    end.prompt_logprobs = [TokenLogprob(1, "p", -1.0, (TokenAlternative(2, "q", -2.0),))] * 100
+    log.put(end)
+    assert budget.used_bytes > LOG_BYTES + 9600
+    assert (await reader.next())[1].text == "a"
+    assert (await reader.next())[1] is end
 
 
 async def test_a_reader_that_falls_behind_the_log_is_ended_and_may_come_back():
