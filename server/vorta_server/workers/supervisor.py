@@ -41,7 +41,7 @@ class RestartConfig:
     Attributes:
         start_timeout_s: Until a worker must be ready, compilation included.
         first_delay_s, max_delay_s: Back-off between starts; it doubles.
-        stable_s: A worker that lived this long has its back-off forgotten.
+        stable_s: A worker that served this long has its back-off forgotten.
         max_quick_deaths: After so many deaths in a row the model is FAILED.
         stall_timeout_s: A worker that made no step for so long although requests run is not serving.
         stall_kill_s: A worker stalled for so long is killed and started again.
@@ -64,7 +64,7 @@ class Supervisor:
         metrics: Fed with the workers' reports.
         restart: Limits.
         make_config: Makes a worker's config.
-        socket_dir: Where the sockets are made; exists.
+        socket_dir: Where the sockets are made. Needed, and there, from the first start on.
         default_grace_s: Grace of an unload that names none.
         command: The worker program.
     """
@@ -76,7 +76,7 @@ class Supervisor:
         metrics: Metrics,
         restart: RestartConfig,
         make_config: ConfigFactory,
-        socket_dir: Path,
+        socket_dir: Path | None = None,
         default_grace_s: float,
         default_precision: str = "int8",
         command: Sequence[str] = HOST_COMMAND,
@@ -85,7 +85,7 @@ class Supervisor:
         self._metrics = metrics
         self._restart = restart
         self._make_config = make_config
-        self._socket_dir = socket_dir
+        self.socket_dir = socket_dir
         self._default_grace_s = default_grace_s
         self._default_precision = default_precision
         self._command = command
@@ -99,9 +99,15 @@ class Supervisor:
 
     async def load(self, model: str, *, source: str, precision: str, max_model_len: int | None) -> ModelEntry:
         """Loads a model and returns when it serves; see `ModelLoader`."""
-        if self._is_stopping:
-            raise Unavailable("the server is shutting down", reason="DRAINING", retry_delay_s=1.0)
-        entry = self._registry.find(model)
+        while True:
+            if self._is_stopping:
+                raise Unavailable("the server is shutting down", reason="DRAINING", retry_delay_s=1.0)
+            entry = self._registry.find(model)
+            is_down = entry is None or entry.state in (ModelState.UNLOADED, ModelState.FAILED)
+            if not is_down or model not in self._keepers:
+                break
+            # Others may load it meanwhile, so look again.
+            await self._stop_keeper(model, 0.0)
         if entry is None:
             entry = ModelEntry(
                 model=model,
@@ -111,22 +117,8 @@ class Supervisor:
             )
             self._make_config(entry, "")  # a source that does not exist makes no known model
             self._registry.add(entry)
-        elif entry.state in (ModelState.UNLOADED, ModelState.FAILED):
-            await self._stop_keeper(model, 0.0)
-            changes: dict[str, object] = {"max_model_len": max_model_len or entry.max_model_len}
-            if source:
-                changes["source"] = source
-            if precision:
-                changes["precision"] = precision
-            previous = {name: getattr(entry, name) for name in changes}
-            for name, value in changes.items():
-                setattr(entry, name, value)
-            try:
-                self._make_config(entry, "")
-            except VortaError:
-                for name, value in previous.items():
-                    setattr(entry, name, value)
-                raise
+        elif is_down:
+            self._change(entry, source=source, precision=precision, max_model_len=max_model_len)
         elif entry.state is ModelState.DRAINING:
             raise Unavailable(
                 f"model {model} is being unloaded",
@@ -149,7 +141,8 @@ class Supervisor:
         if error is not None:
             if is_first and self._keepers.get(model) is keeper:
                 await self._stop_keeper(model, 0.0)
-                self._registry.update(entry, state=ModelState.FAILED, error=error.message)
+                if model not in self._keepers:
+                    self._registry.update(entry, state=ModelState.FAILED, error=error.message)
             raise error
         return entry
 
@@ -171,7 +164,20 @@ class Supervisor:
             await asyncio.gather(*(keeper.kill() for keeper in keepers))
             self._keepers.clear()
 
+    def _change(self, entry: ModelEntry, *, source: str, precision: str, max_model_len: int | None) -> None:
+        """Gives a model that is down other options. Raises VortaError, and leaves it as it was, when they are wrong."""
+        previous = (entry.source, entry.precision, entry.max_model_len)
+        entry.source = source or entry.source
+        entry.precision = precision or entry.precision
+        entry.max_model_len = max_model_len or entry.max_model_len
+        try:
+            self._make_config(entry, "")
+        except VortaError:
+            entry.source, entry.precision, entry.max_model_len = previous
+            raise
+
     def _keep(self, entry: ModelEntry) -> _Keeper:
+        assert self.socket_dir is not None
         self._num_started += 1
         keeper = _Keeper(
             entry,
@@ -179,7 +185,7 @@ class Supervisor:
             metrics=self._metrics,
             restart=self._restart,
             make_config=self._make_config,
-            socket_path=self._socket_dir / f"worker-{self._num_started}.sock",
+            socket_path=self.socket_dir / f"worker-{self._num_started}.sock",
             command=self._command,
         )
         self._keepers[entry.model] = keeper
@@ -227,6 +233,7 @@ class _Keeper:
         self._last_stats: Stats | None = None
         self._last_report_s = 0.0
         self._last_step_s = 0.0
+        self._served_s: float | None = None
         self.first_outcome: asyncio.Future[VortaError | None] = asyncio.get_running_loop().create_future()
         registry.update(entry, state=ModelState.LOADING, error="")
         self._task = asyncio.create_task(self._run())
@@ -255,11 +262,10 @@ class _Keeper:
         delay_s, num_quick_deaths = restart.first_delay_s, 0
         try:
             while True:
-                start_s = time.monotonic()
                 error = await self._run_once()
                 if self._stopping.is_set():
                     break
-                if time.monotonic() - start_s >= restart.stable_s:
+                if self._served_s is not None and time.monotonic() - self._served_s >= restart.stable_s:
                     delay_s, num_quick_deaths = restart.first_delay_s, 0
                 num_quick_deaths += 1
                 # What cannot get better by itself is said at once; it is still tried again, seldom.
@@ -295,6 +301,7 @@ class _Keeper:
         """Runs a worker from its start to its end and tells why it ended."""
         entry = self._entry
         self._last_stats = None
+        self._served_s = None
         try:
             config = self._make_config(entry, str(self._socket_path))
             process = await WorkerProcess.start(
@@ -308,7 +315,7 @@ class _Keeper:
         except VortaError as error:
             return error
         self._process = process
-        self._last_report_s = self._last_step_s = time.monotonic()
+        self._served_s = self._last_report_s = self._last_step_s = time.monotonic()
         self._registry.update(
             entry,
             state=ModelState.SERVING,

@@ -132,6 +132,15 @@ async def test_a_worker_that_keeps_dying_makes_its_model_failed_and_is_tried_aga
     nursery.assert_nothing_left()
 
 
+async def test_a_slow_start_is_not_a_stable_life(tmp_path):
+    nursery = Nursery(tmp_path, max_quick_deaths=2, stable_s=0.001)
+    entry = nursery.start("crash")  # which takes longer than stable_s to die
+    await nursery.until(lambda: entry.restart_count >= 2 or entry.state is ModelState.FAILED)
+    assert entry.state is ModelState.FAILED
+    await nursery.supervisor.stop(0.0)
+    nursery.assert_nothing_left()
+
+
 @pytest.mark.parametrize(
     ("mode", "error_type", "text"),
     [("torn", FailedPrecondition, "config.json is torn"), ("crash", Unavailable, "exit code 7.*out of luck")],
@@ -241,4 +250,21 @@ async def test_load_and_unload(tmp_path):
     with pytest.raises(Unavailable) as caught:
         await supervisor.load("m", source="", precision="", max_model_len=None)
     assert caught.value.reason == "DRAINING"
+    nursery.assert_nothing_left()
+
+
+async def test_of_two_loads_of_a_failed_model_with_other_options_one_is_refused(tmp_path):
+    nursery = Nursery(tmp_path, max_delay_s=1000.0)
+    entry = nursery.start("torn")
+    await nursery.until(lambda: entry.state is ModelState.FAILED)
+    outcomes = await asyncio.gather(
+        *(
+            nursery.supervisor.load("m", source=nursery.source("speak"), precision=precision, max_model_len=None)
+            for precision in ("int4", "fp32")
+        ),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [ModelEntry, AlreadyExists]
+    assert entry.precision == "int4"
+    await nursery.supervisor.stop(5.0)
     nursery.assert_nothing_left()
