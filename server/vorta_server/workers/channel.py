@@ -148,12 +148,19 @@ class WorkerChannel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Routes the worker's messages. A frame that cannot be read ends the connection."""
+        # Only reading is guarded: what a sink raises is no fault of the worker's message.
         try:
-            for body in self._frames.feed(data):
-                self._route(decode_worker_message(body))
-        except (ValueError, msgspec.DecodeError):
-            logger.exception("unreadable message from a worker; closing its connection")
-            self.close()
+            bodies = self._frames.feed(data)
+        except ValueError as error:
+            self._refuse_data(error)
+            return
+        for body in bodies:
+            try:
+                message = decode_worker_message(body)
+            except (ValueError, msgspec.DecodeError) as error:
+                self._refuse_data(error)
+                return
+            self._route(message)
 
     def pause_writing(self) -> None:
         """The worker does not read as fast as requests come in."""
@@ -179,6 +186,10 @@ class WorkerChannel(asyncio.Protocol):
         if not self.hello.done():
             self.hello.set_exception(_worker_gone("the worker ended before it was ready"))
             self.hello.exception()  # marks it as seen: whoever waits gets it, and nobody has to wait
+
+    def _refuse_data(self, error: Exception) -> None:
+        logger.error("unreadable message from a worker; closing its connection", exc_info=error)
+        self.close()
 
     def _route(self, message: WorkerMessage) -> None:
         if type(message) is Step:

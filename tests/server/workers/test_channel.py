@@ -13,7 +13,7 @@ from tests.server.front.scripted import ScriptedWorker, stats
 from vorta.errors import AlreadyExists, InvalidArgument, Unavailable
 from vorta_server.engine.request import Finished, FinishReason, SamplingParams
 from vorta_server.workers.channel import WorkerChannel
-from vorta_server.workers.protocol import HEADER, Prompt, Submit
+from vorta_server.workers.protocol import HEADER, Prompt, Submit, encode
 
 
 @pytest.fixture
@@ -135,6 +135,12 @@ async def test_an_unreadable_message_closes_the_connection(worker, data):
     async with asyncio.timeout(10):
         await channel.closed
     assert [event.failure.reason for event in got if isinstance(event, Finished)] == ["WORKER_DIED"]
+
+
+async def test_what_a_sink_raises_is_not_taken_for_an_unreadable_message():
+    channel = WorkerChannel(on_stats=lambda report: int("no number"))
+    with pytest.raises(ValueError, match="no number"):
+        channel.data_received(bytes(encode(stats())))
 
 
 async def test_events_of_unknown_requests_are_dropped(worker):
