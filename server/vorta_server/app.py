@@ -99,7 +99,6 @@ class App:
                     error.message, reason="SETTINGS_INVALID", field=f"models.{entry.model}"
                 ) from None
 
-        self._socket_dir = Path(tempfile.mkdtemp(prefix="vorta-"))
         worker = settings.worker
         self.supervisor = Supervisor(
             registry=self.registry,
@@ -114,7 +113,6 @@ class App:
                 stall_kill_s=worker.stall_kill_s,
             ),
             make_config=self._worker_config,
-            socket_dir=self._socket_dir,
             default_grace_s=settings.drain.grace_s,
             default_precision=settings.precision,
             command=worker_command,
@@ -160,7 +158,7 @@ class App:
             ),
         )
         self.services = {
-            _INFERENCE.full_name: bind_service(_INFERENCE, inference),
+            _INFERENCE.full_name: bind_service(_INFERENCE, inference, unlimited={"CancelGenerate"}),
             _ADMIN.full_name: bind_service(_ADMIN, admin),
             HEALTH: bind_service(_HEALTH, self.health, is_probe=True),
         }
@@ -202,7 +200,9 @@ class App:
         """
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            stack.callback(shutil.rmtree, self._socket_dir, ignore_errors=True)
+            socket_dir = Path(tempfile.mkdtemp(prefix="vorta-"))
+            stack.callback(shutil.rmtree, socket_dir, ignore_errors=True)
+            self.supervisor.socket_dir = socket_dir
             stack.push_async_callback(self.supervisor.stop, 0.0)
             stack.push_async_callback(self.grpc.stop, 0.0)
             await self.grpc.start()

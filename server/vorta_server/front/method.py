@@ -8,7 +8,7 @@ process) call the bound methods through an `InterceptorChain`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ class Method:
         request_type, response_type: Message classes.
         is_streaming: Whether it answers with a stream; then `function` returns an async generator.
         function: Takes (request, CallContext).
-        is_probe: Health checks and the like: neither limited nor logged.
+        is_probe: Health checks and the like: not logged unless debugging.
+        is_unlimited: Passes when the server is full or drains: probes, and what frees it.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Method:
     is_streaming: bool
     function: Callable[..., Any]
     is_probe: bool = False
+    is_unlimited: bool = False
 
     def parse(self, data: bytes) -> Message:
         """The request in `data`. Raises InvalidArgument (MALFORMED_MESSAGE) when it is none."""
@@ -51,8 +53,14 @@ class Method:
             ) from None
 
 
-def bind_service(descriptor: ServiceDescriptor, implementation: object, *, is_probe: bool = False) -> list[Method]:
-    """The methods of a service. Raises AttributeError when the implementation lacks one."""
+def bind_service(
+    descriptor: ServiceDescriptor,
+    implementation: object,
+    *,
+    is_probe: bool = False,
+    unlimited: Collection[str] = (),
+) -> list[Method]:
+    """The methods of a service; `unlimited` names RPCs. Raises AttributeError when the implementation lacks one."""
     return [
         Method(
             path=f"/{descriptor.full_name}/{rpc.name}",
@@ -61,6 +69,7 @@ def bind_service(descriptor: ServiceDescriptor, implementation: object, *, is_pr
             is_streaming=rpc.server_streaming,
             function=getattr(implementation, re.sub(r"(?<!^)(?=[A-Z])", "_", rpc.name).lower()),
             is_probe=is_probe,
+            is_unlimited=is_probe or rpc.name in unlimited,
         )
         for rpc in descriptor.methods
     ]

@@ -121,7 +121,7 @@ class Stack:
                 max_request_bytes=self.grpc_config.max_request_bytes,
             )
             services = {
-                INFERENCE.full_name: bind_service(INFERENCE, service),
+                INFERENCE.full_name: bind_service(INFERENCE, service, unlimited={"CancelGenerate"}),
                 ADMIN.full_name: bind_service(ADMIN, admin),
                 SERVICE_NAME: bind_service(HEALTH, self.health, is_probe=True),
             }

@@ -597,6 +597,21 @@ async def test_too_many_calls_in_flight_are_refused(tmp_path):
         )
 
 
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_a_full_or_draining_server_still_takes_cancels(tmp_path, is_draining):
+    stack = Stack(tmp_path)
+    stack.admission = type(stack.admission)(max_concurrent_requests=1)
+    stack.worker.script = scripted.hang
+    async with stack:
+        call = stack.inference.StreamGenerate(stream_request(request_id="r"))
+        await call.read()
+        if is_draining:
+            stack.admission.drain()
+        await stack.inference.CancelGenerate(inference_pb2.CancelGenerateRequest(request_id="r"))
+        assert (await collect(call))[-1].finished.finish_reason == common_pb2.FINISH_REASON_CANCELLED
+        await until(lambda: stack.admission.num_in_flight == 0)
+
+
 async def test_draining_refuses_new_calls(stack):
     stack.admission.drain()
     error = await error_of(stack.inference.Generate(request()))

@@ -12,7 +12,9 @@ __all__ = ["AdmissionInterceptor"]
 
 
 class AdmissionInterceptor:
-    """Counts calls in flight. Probes pass uncounted, so that health answers while the server drains."""
+    """Counts calls in flight. Unlimited methods pass uncounted, so that health answers and requests can be cancelled
+    while the server drains or is full.
+    """
 
     def __init__(self, *, max_concurrent_requests: int) -> None:
         self._max_concurrent_requests = max_concurrent_requests
@@ -41,7 +43,7 @@ class AdmissionInterceptor:
 
     async def enter(self, method: Method, call: CallContext) -> None:
         """Raises Unavailable while draining, ResourceExhausted when too many calls are in flight."""
-        if method.is_probe:
+        if method.is_unlimited:
             return
         if self._is_draining:
             raise Unavailable("the server is shutting down", reason="DRAINING", retry_delay_s=1.0)
@@ -56,7 +58,7 @@ class AdmissionInterceptor:
 
     def leave(self, method: Method, call: CallContext, error: VortaError | None) -> None:
         """Counts the call out."""
-        if method.is_probe:
+        if method.is_unlimited:
             return
         self._num_in_flight -= 1
         if self._num_in_flight == 0:
