@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vorta.errors import AlreadyExists, NotFound
+from vorta.v1 import common_pb2
 from vorta_server.engine.request import Delta, Event, Finished, SamplingParams, Started
+from vorta_server.front.reply import assistant_message
 from vorta_server.front.resume import LogReader, ResumeLog
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.registry import ServingModel
@@ -33,6 +35,7 @@ class Generation:
         log: Its event log when it is resumable, else None.
         resume_window_s: Seconds that it may go on without a reader.
         finished: Its end, once it came.
+        message: The answer as a chat message, once it ended; of requests with tools only.
     """
 
     __slots__ = (
@@ -42,9 +45,12 @@ class Generation:
         "_num_tokens",
         "_prompt_tokens",
         "_sink",
+        "_texts",
         "_timer",
+        "_tool_names",
         "finished",
         "log",
+        "message",
         "model",
         "request_id",
         "resume_window_s",
@@ -65,6 +71,7 @@ class Generation:
         forget: Callable[[Generation], None],
         log: ResumeLog | None = None,
         resume_window_s: float = 0.0,
+        tool_names: Sequence[str] = (),
     ) -> None:
         self.request_id = request_id
         self.tenant = tenant
@@ -73,6 +80,7 @@ class Generation:
         self.log = log
         self.resume_window_s = resume_window_s
         self.finished: Finished | None = None
+        self.message: common_pb2.ChatMessage | None = None
         self.start_s = time.monotonic()
         self._channel = target.channel
         self._sink = sink
@@ -80,12 +88,16 @@ class Generation:
         self._forget = forget
         self._prompt_tokens = 0
         self._num_tokens = 0
+        self._tool_names = tool_names
+        self._texts: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, event: Event) -> None:
         """Takes the worker's next event."""
         if type(event) is Delta:
             self._num_tokens += len(event.token_ids)
+            if self._tool_names and event.sequence_index == 0:
+                self._texts.append(event.text)
         elif type(event) is Started:
             self._prompt_tokens = event.prompt_tokens
         elif type(event) is Finished:
@@ -94,6 +106,11 @@ class Generation:
                 event.prompt_tokens = self._prompt_tokens
                 event.completion_tokens = self._num_tokens
                 event.total_s = time.monotonic() - self.start_s
+            if self._tool_names and event.failure is None:
+                self.message = assistant_message(
+                    "".join(self._texts), tool_names=self._tool_names, id_prefix=f"call-{self.request_id}"
+                )
+            self._texts.clear()
             self.finished = event
             self._metrics.observe_finished(self.model, event)
         self._sink(event)
@@ -160,8 +177,11 @@ class GenerationTable:
         sink: Callable[[Event], None],
         log: ResumeLog | None = None,
         resume_window_s: float = 0.0,
+        tool_names: Sequence[str] = (),
     ) -> Generation:
         """Sends a request to its worker. `sink` takes its events, of which one `Finished` is the last.
+
+        With `tool_names` the end gets a `message`, in which calls of these tools are parsed.
 
         Raises:
             AlreadyExists: A request of this id and tenant is running.
@@ -185,6 +205,7 @@ class GenerationTable:
             forget=self._forget,
             log=log,
             resume_window_s=resume_window_s,
+            tool_names=tool_names,
         )
         target.channel.submit(
             Submit(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -111,7 +111,8 @@ class InferenceService:
         """Answers a conversation and streams the tokens."""
         target = self._target(request.model)
         prompt = conversion.chat_prompt(request, target.card)
-        return self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse)
+        tool_names = [tool.name for tool in request.tools]
+        return self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse, tool_names)
 
     async def cancel_generate(
         self, request: inference_pb2.CancelGenerateRequest, call: CallContext
@@ -223,6 +224,7 @@ class InferenceService:
         prompt: Prompt,
         call: CallContext,
         message_type: type[StreamMessage],
+        tool_names: Sequence[str] = (),
     ) -> AsyncGenerator[StreamMessage, None]:
         sampling = self._sampling(request, target, call)
         window_s = conversion.resume_window_s(request)
@@ -259,6 +261,7 @@ class InferenceService:
                 sink=log.put if log is not None else buffer.put,  # type: ignore[union-attr]
                 log=log,
                 resume_window_s=window_s,
+                tool_names=tool_names,
             )
         except VortaError:
             if log is not None:
@@ -280,7 +283,14 @@ class InferenceService:
                         if not has_started:
                             _raise_unstarted(event)
                     has_started = True
-                    yield stream_message(message_type, index, event, request_id=request_id, model=generation.model)
+                    yield stream_message(
+                        message_type,
+                        index,
+                        event,
+                        request_id=request_id,
+                        model=generation.model,
+                        chat_message=generation.message,
+                    )
                     if type(event) is Finished:
                         return
             finally:
@@ -307,7 +317,12 @@ class InferenceService:
                     if is_first and index == 0:
                         _raise_unstarted(event)
                 yield stream_message(
-                    message_type, index, event, request_id=generation.request_id, model=generation.model
+                    message_type,
+                    index,
+                    event,
+                    request_id=generation.request_id,
+                    model=generation.model,
+                    chat_message=generation.message,
                 )
                 if type(event) is Finished:
                     return

@@ -49,9 +49,15 @@ class UnaryOutput:
 
 
 def stream_message(
-    message_type: type[StreamMessage], index: int, event: Event, *, request_id: str, model: str
+    message_type: type[StreamMessage],
+    index: int,
+    event: Event,
+    *,
+    request_id: str,
+    model: str,
+    chat_message: common_pb2.ChatMessage | None = None,
 ) -> StreamMessage:
-    """One event of a stream."""
+    """One event of a stream. `chat_message` goes into its end."""
     if type(event) is Delta:
         # Filled in place: a submessage that is passed in would be copied, and this is the hot path.
         message = message_type(index=index)
@@ -69,7 +75,10 @@ def stream_message(
         started = common_pb2.StreamStarted(request_id=request_id, model=model, prompt_tokens=event.prompt_tokens)
         return message_type(index=index, started=started)
     assert type(event) is Finished
-    return message_type(index=index, finished=_finished(event))
+    end = _finished(event)
+    if chat_message is not None:
+        end.message.CopyFrom(chat_message)
+    return message_type(index=index, finished=end)
 
 
 def fill_unary(response: UnaryMessage, output: UnaryOutput, finished: Finished) -> None:

@@ -240,6 +240,37 @@ async def test_stream_chat(stack):
     assert events[-1].finished.finish_reason == common_pb2.FINISH_REASON_LENGTH
 
 
+@pytest.mark.parametrize("window_s", [0.0, 60.0])
+async def test_stream_chat_with_tools_ends_with_the_message(stack, window_s):
+    async def script(worker, message):
+        worker.send_events(Started(message.request_id, 3))
+        for text in ("Let me see. <tool", '_call>{"name": "add", "arg', 'uments": {"a": 1}}</tool_call>'):
+            worker.send_events(scripted.delta(message.request_id, text), scripted.delta(message.request_id, "no", 6, 1))
+        worker.send_events(scripted.finished(message.request_id, 6, n=2))
+
+    stack.worker.script = script
+    ask = inference_pb2.StreamChatRequest(
+        messages=[common_pb2.ChatMessage(role="user", content="hi")],
+        tools=[common_pb2.Tool(name="add")],
+        request_id="r",
+        n=2,
+        resume_window_s=window_s,
+    )
+    ends = [(await collect(stack.inference.StreamChat(ask)))[-1].finished]
+    if window_s:
+        ends.append((await resumed(stack, "r", 1))[-1].finished)
+    for end in ends:
+        assert end.message.role == "assistant"
+        assert end.message.content == "Let me see."
+        (call,) = end.message.tool_calls
+        assert (call.id, call.name, call.arguments) == ("call-r-0", "add", '{"a": 1}')
+
+
+async def test_stream_chat_without_tools_has_no_message(stack):
+    ask = inference_pb2.StreamChatRequest(messages=[common_pb2.ChatMessage(role="user", content="hi")])
+    assert not (await collect(stack.inference.StreamChat(ask)))[-1].finished.HasField("message")
+
+
 async def test_failure_after_the_start_is_an_event(stack):
     async def script(worker, message):
         failure = Failure(8, "QUEUE_FULL", "no KV memory left", {}, 2.0)
