@@ -12,6 +12,8 @@ REFERENCE := $(VENV)/.reference-done
 GRPC_PORT ?= 50051
 HTTP_PORT ?= 8000
 DATA_DIR ?= data
+BENCH_WORK ?= data/bench
+PEER_PYTHON ?=
 
 .PHONY: help
 help: ## Show this list
@@ -76,15 +78,18 @@ security-scan: $(SETUP) ## Scan the code and the locked dependencies
 
 .PHONY: train-mini
 train-mini: $(SETUP) $(REFERENCE) ## Train vorta-mini from scratch (two CPU cores: about two hours)
-	@$(BIN)/python -m vorta_bench.mini train --preset cpu
+	@$(BIN)/python -m vorta_bench.mini train --out data/vorta-mini --num-replicas 2
 
 .PHONY: performance-test
-performance-test: $(SETUP) ## Load a running default server over gRPC and print tokens per second
-	@$(BIN)/python -m vorta_bench.wire
+performance-test: $(SETUP) ## Serve the default model and time requests of 100 tokens over gRPC
+	@$(BIN)/python -m vorta_bench.wire single
 
 .PHONY: bench
-bench: $(SETUP) ## Compare the engine with its peers in one run; writes benchmarks/results
-	@$(BIN)/python -m vorta_bench.engine
+bench: $(SETUP) ## Compare engines in one run (PEER_PYTHON: an interpreter with llama-cpp-python, gguf, openvino-genai)
+	@$(BIN)/python -m vorta_bench.engine --model mini --work $(BENCH_WORK) --out benchmarks/results/engine_mini.json \
+		$(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	@$(BIN)/python -m vorta_bench.engine --model half --work $(BENCH_WORK) --out benchmarks/results/engine_half.json \
+		$(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 
 .PHONY: deploy-staging
 deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubectl context
