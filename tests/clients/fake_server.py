@@ -99,9 +99,7 @@ class FakeServer(
         self._enter("Chat", request, context)
         prompt = request.messages[-1].content
         answer = self._answer(request, tokens_of(prompt, request.max_tokens or NUM_TOKENS))
-        calls = [common_pb2.ToolCall(id="c1", name=tool.name, arguments="{}") for tool in request.tools]
-        message = common_pb2.ChatMessage(role="assistant", content=answer["text"], tool_calls=calls)
-        return inference_pb2.ChatResponse(**answer, message=message)
+        return inference_pb2.ChatResponse(**answer, message=assistant_message(request, answer["text"]))
 
     def StreamGenerate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         self._enter("StreamGenerate", request, context)
@@ -200,6 +198,8 @@ class FakeServer(
             timings=answer["timings"],
             error=self.stream_error,
         )
+        if isinstance(request, inference_pb2.StreamChatRequest) and request.tools:
+            finished.message.CopyFrom(assistant_message(request, answer["text"]))
         log.append({"index": len(tokens) + 1, "finished": finished})
         self.logs[request.request_id] = log
 
@@ -217,6 +217,12 @@ class FakeServer(
                 yield response_type(index=entry["index"], finished=finished)
                 return
             yield response_type(**entry)
+
+
+def assistant_message(request: Any, text: str) -> common_pb2.ChatMessage:
+    """An answer that calls each tool once."""
+    calls = [common_pb2.ToolCall(id="c1", name=tool.name, arguments="{}") for tool in request.tools]
+    return common_pb2.ChatMessage(role="assistant", content=text, tool_calls=calls)
 
 
 def model(name: str, source: str = "/models/tiny", state: int = admin_pb2.MODEL_STATE_SERVING) -> admin_pb2.Model:

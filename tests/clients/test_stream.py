@@ -39,6 +39,15 @@ def test_stream_chat_and_texts(client: vorta.Client) -> None:
     assert list(client.stream_chat("hi", max_tokens=2).texts()) == [" hi0", " hi1"]
 
 
+def test_stream_chat_with_tools_gives_the_message_of_chat(client: vorta.Client) -> None:
+    tools = [vorta.Tool(name="clock")]
+    message = client.stream_chat("hi", tools=tools).result().message
+    assert message is not None
+    assert [call.name for call in message.tool_calls] == ["clock"]
+    assert message == client.chat("hi", tools=tools).message
+    assert client.stream_chat("hi").result().message is None
+
+
 @pytest.mark.parametrize("merge", [1, 5])
 @pytest.mark.parametrize("cut_at", [[0], [1], [3, 7], [NUM_TOKENS + 1], [0, 1, 2, 3, 4, 5]])
 def test_cut_stream_equals_the_uncut_one(

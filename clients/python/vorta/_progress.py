@@ -203,6 +203,7 @@ class _Transcript:
             logprobs=tuple(self._logprobs.get(0, ())),
             prompt_logprobs=finished.prompt_logprobs,
             sequences=sequences,
+            message=finished.message,
         )
 
     def _text(self, sequence_index: int) -> str:

@@ -106,6 +106,7 @@ def event(response: Any) -> Event | None:
             prompt_logprobs=_logprobs(finished.prompt_logprobs),
             sequences=tuple(_sequence(sequence) for sequence in finished.sequences),
             error=error,
+            message=_chat_message(finished.message) if finished.HasField("message") else None,
         )
     return None
 

@@ -85,7 +85,7 @@ class ToolCall:
     id: str
     name: str
     arguments: str
-    """JSON text, as the model wrote it."""
+    """JSON text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Generation:
     sequences: tuple[SequenceOutput, ...] = ()
     """All sequences in order when n is greater than 1; empty otherwise."""
     message: ChatMessage | None = None
-    """From `chat` only: the answer as a message, with its tool calls parsed."""
+    """From `chat`, and from `stream_chat` with tools: the answer as a message, with its tool calls parsed."""
 
     def __str__(self) -> str:
         return self.text
@@ -244,6 +244,8 @@ class Finished:
     sequences: tuple[SequenceOutput, ...] = ()
     """How each sequence ended when n is greater than 1, without texts; empty otherwise."""
     error: RequestError | None = None
+    message: ChatMessage | None = None
+    """From `stream_chat` with tools only: the answer as a message, with its tool calls parsed."""
 
     @property
     def text(self) -> str:
