@@ -126,6 +126,7 @@ def test_bad_tools_file(run: Run, tmp_path: Path, text: str) -> None:
 
 
 def test_models(run: Run, server: FakeServer) -> None:
+    assert "tiny" in run("models")[1]
     code, out, _ = run("models", "list")
     assert code == 0
     assert out.splitlines()[1].split() == ["tiny", "*", "serving", "generation", "int8", "cpu", "512", "5M"]
@@ -171,7 +172,7 @@ def test_no_server(run: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [[], ["nothing"], ["generate", "x", "--max-tokens", "x"], ["generate", "x", "--timeout", "0"],
-     ["generate", "x", "--logit-bias", "5"], ["models"], ["completion", "tcsh"]],
+     ["generate", "x", "--logit-bias", "5"], ["models", "nothing"], ["completion", "tcsh"]],
 )  # fmt: skip
 def test_wrong_usage(run: Run, words: list[str]) -> None:
     code, out, _ = run(*words)

@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 __all__ = ["add_connection", "connect", "positive_seconds"]
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Adds --server, --api-key, --tls, --timeout and --json."""
+def add_connection(parser: argparse.ArgumentParser, *, is_action: bool = False) -> None:
+    """Adds --server, --api-key, --tls, --timeout and --json.
+
+    An action below a command that has them too leaves what was given before it as it is (`is_action`).
+    """
     group = parser.add_argument_group("connection")
-    group.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="default: %(default)s")
-    group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
-    group.add_argument("--tls", action="store_true", help="connect with TLS")
-    group.add_argument("--timeout", type=positive_seconds, metavar="SECONDS", help="deadline of the call")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    absent = argparse.SUPPRESS if is_action else None
+    address = argparse.SUPPRESS if is_action else "localhost:50051"
+    group.add_argument("--server", default=address, metavar="HOST:PORT", help="default: localhost:50051")
+    group.add_argument("--api-key", default=absent, metavar="KEY", help="sent as a bearer token")
+    group.add_argument("--tls", action="store_true", default=absent or False, help="connect with TLS")
+    group.add_argument(
+        "--timeout", type=positive_seconds, default=absent, metavar="SECONDS", help="deadline of the call"
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=absent or False, help="print one JSON object instead of text"
+    )
 
 
 def connect(arguments: argparse.Namespace) -> Client:

@@ -14,7 +14,9 @@ __all__ = ["add_command"]
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("models", help="list, show, load and unload models")
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    parser.set_defaults(run=run_list)
+    add_connection(parser)
+    actions = parser.add_subparsers(metavar="ACTION", help="default: list")
 
     listing = actions.add_parser("list", help="the models that the server knows")
     listing.set_defaults(run=run_list)
@@ -35,7 +37,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     for action in (get, load, unload):
         action.add_argument("model", help="the model's id")
     for action in (listing, get, load, unload):
-        add_connection(action)
+        add_connection(action, is_action=True)
 
 
 def run_list(arguments: argparse.Namespace) -> None:
