@@ -6,8 +6,10 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from shutil import copyfile
 
 import torch
 from tokenizers import Tokenizer
@@ -34,19 +36,38 @@ def _make_tokenizer(out: Path, num_documents: int) -> Path:
 
 def _train(arguments: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.resume is not None and not (arguments.out / "tokenizer.json").exists():
+        source = arguments.resume if arguments.resume.is_dir() else arguments.resume.parent
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            copyfile(source / name, arguments.out / name)
     tokenizer_path = _make_tokenizer(arguments.out, arguments.tokenizer_documents)
     config = TrainConfig(
         time_budget_s=arguments.time_budget_s,
         max_steps=arguments.max_steps,
         batch_tokens=arguments.batch_tokens,
         num_workers=arguments.num_workers,
+        num_replicas=arguments.num_replicas,
+        warmup_steps=arguments.warmup_steps,
         seed=arguments.seed,
         decay_from=arguments.decay_from,
         quantize_from=arguments.quantize_from,
+        all_tasks_from=arguments.all_tasks_from,
         compile=not arguments.no_compile,
     )
     sizes = ModelConfig()
-    model = train(sizes, config, tokenizer_path, arguments.out, resume=arguments.resume, device=device)
+    (arguments.out / "rendezvous").unlink(missing_ok=True)
+    others = [
+        get_context("spawn").Process(
+            target=train, args=(sizes, config, tokenizer_path, arguments.out, arguments.resume, device, rank)
+        )
+        for rank in range(1, config.num_replicas)
+    ]
+    for process in others:
+        process.start()
+    model = train(sizes, config, tokenizer_path, arguments.out, arguments.resume, device)
+    for process in others:
+        process.join()
     save_checkpoint(model.cpu(), Tokenizer.from_file(str(tokenizer_path)), arguments.out)
     if arguments.num_cases:
         _print_scores(arguments.out, arguments.num_cases, None)
@@ -110,12 +131,20 @@ def main() -> None:
     command.add_argument("--max-steps", type=int, default=1_000_000)
     command.add_argument("--batch-tokens", type=int, default=4096)
     command.add_argument("--num-workers", type=int, default=1, help="processes that make the corpus")
+    command.add_argument("--num-replicas", type=int, default=1, help="processes that share each batch (CPU)")
+    command.add_argument("--warmup-steps", type=int, default=100)
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--decay-from", type=float, default=0.5, help="share of the budget after which the rate falls")
     command.add_argument(
         "--quantize-from", type=float, default=0.6, help="share of the budget after which weights are fake int4"
     )
-    command.add_argument("--resume", type=Path, help="a state.pt to start from")
+    command.add_argument(
+        "--all-tasks-from",
+        type=float,
+        default=0.35,
+        help="share of the budget after which all tasks have their full weight",
+    )
+    command.add_argument("--resume", type=Path, help="a state.pt or a checkpoint folder to start from")
     command.add_argument("--tokenizer-documents", type=int, default=40_000)
     command.add_argument("--num-cases", type=int, default=200, help="held-out cases a task at the end; 0 for none")
     command.add_argument("--no-compile", action="store_true", help="run eagerly")

@@ -46,7 +46,9 @@ def save_checkpoint(model: MiniModel, tokenizer: Tokenizer, folder: Path) -> Non
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps({**ids, "do_sample": False}, indent=2) + "\n")
     tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # the library makes it readable for its owner alone
 
 
 def load_checkpoint(folder: Path) -> tuple[MiniModel, Tokenizer]:

@@ -17,13 +17,21 @@ from tokenizers import Tokenizer
 from vorta_bench.mini.chat import ASSISTANT_START, END_OF_TEXT, TURN_END, render
 from vorta_bench.tasks import Case, Message, generate
 
-# Documents of each task in a thousand or so; hard skills get more.
+# Documents of each task in a thousand or so; hard skills get more. Training starts with tasks that teach copying from
+# short prompts, on which the lookups in longer contexts then rest.
+FIRST_WEIGHTS: Mapping[str, float] = {
+    "add": 110, "subtract": 110, "multiply": 60, "divide": 30, "chain": 40, "repeat": 160,
+    "sort_numbers": 80, "sort_words": 80, "count_items": 60, "count_letters": 40, "count_words": 50, "convert": 40,
+    "date_format": 40, "date_add": 40, "extract": 60, "tool_call": 16, "tool_answer": 8,
+    "lookup": 40, "lookup_unknown": 10, "lookup_long": 0.5,
+    "about": 30, "definition": 15, "small_talk": 10, "story": 3,
+}  # fmt: skip
 WEIGHTS: Mapping[str, float] = {
-    "add": 130, "subtract": 130, "multiply": 90, "divide": 60, "chain": 60,
-    "sort_numbers": 80, "sort_words": 60, "count_items": 40, "count_letters": 40, "count_words": 25, "convert": 50,
-    "date_format": 35, "date_add": 50, "extract": 45, "tool_call": 35, "tool_answer": 12,
-    "lookup": 110, "lookup_unknown": 45, "lookup_long": 6,
-    "about": 55, "definition": 35, "small_talk": 15, "story": 8,
+    "add": 130, "subtract": 130, "multiply": 90, "divide": 50, "chain": 60, "repeat": 30,
+    "sort_numbers": 80, "sort_words": 70, "count_items": 40, "count_letters": 40, "count_words": 25, "convert": 50,
+    "date_format": 35, "date_add": 50, "extract": 50, "tool_call": 35, "tool_answer": 12,
+    "lookup": 110, "lookup_unknown": 45, "lookup_long": 5,
+    "about": 55, "definition": 35, "small_talk": 15, "story": 6,
 }  # fmt: skip
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -141,11 +149,13 @@ def _start_worker(path: str) -> None:
     _worker_tokenizer = Tokenizer.from_file(path)
 
 
-def make_chunk(seed: int, num_documents: int, short: int, long: int) -> tuple[Rows, Rows]:
+def make_chunk(
+    seed: int, num_documents: int, short: int, long: int, weights: Mapping[str, float] = WEIGHTS
+) -> tuple[Rows, Rows]:
     """Rows of `short` tokens, and rows of `long` tokens with the documents that do not fit the short ones."""
     assert _worker_tokenizer is not None
     rng = Random(f"chunk/{seed}")
-    encoded = encode_documents(_worker_tokenizer, draw_documents(rng, num_documents))
+    encoded = encode_documents(_worker_tokenizer, draw_documents(rng, num_documents, weights))
     rng.shuffle(encoded)
     return (
         pack([item for item in encoded if len(item[0]) <= short], short),
@@ -153,17 +163,21 @@ def make_chunk(seed: int, num_documents: int, short: int, long: int) -> tuple[Ro
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CorpusStream:
-    """An endless, deterministic stream of row batches, each of about `batch_tokens` tokens in rows of one length."""
+    """An endless stream of row batches, each of about `batch_tokens` tokens in rows of one length.
+
+    Deterministic, except that a change of `weights` takes effect some chunks later.
+    """
 
     tokenizer_path: Path
     seed: int
     batch_tokens: int
     num_workers: int
+    weights: Mapping[str, float]
     short: int = 256
     long: int = 1536
-    documents_per_chunk: int = 6000
+    documents_per_chunk: int = 2000
 
     def __iter__(self) -> Iterator[Rows]:
         context = get_context("spawn")
@@ -173,8 +187,9 @@ class CorpusStream:
             rest: dict[int, Rows | None] = {self.short: None, self.long: None}
             while True:
                 while len(pending) < 2 * self.num_workers:
-                    arguments = (self.seed * 1_000_003 + chunk, self.documents_per_chunk, self.short, self.long)
-                    pending.append(pool.submit(make_chunk, *arguments))
+                    seed = self.seed * 1_000_003 + chunk
+                    sizes = (self.documents_per_chunk, self.short, self.long)
+                    pending.append(pool.submit(make_chunk, seed, *sizes, dict(self.weights)))
                     chunk += 1
                 batches: list[Rows] = []
                 for length, rows in zip((self.short, self.long), pending.popleft().result(), strict=True):

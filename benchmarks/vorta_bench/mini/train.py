@@ -10,10 +10,11 @@ from pathlib import Path
 from random import Random
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from vorta_bench.mini.corpus import CorpusStream, Rows
+from vorta_bench.mini.corpus import FIRST_WEIGHTS, WEIGHTS, CorpusStream, Rows
 from vorta_bench.mini.model import MiniModel, ModelConfig
 from vorta_bench.mini.optimizer import Muon, split_parameters
 from vorta_bench.mini.quantization import Precision, quantize_weight, straight_through
@@ -31,7 +32,9 @@ class TrainConfig:
     warmup_steps: int = 100
     decay_from: float = 0.5
     quantize_from: float = 0.6
+    all_tasks_from: float = 0.35
     num_workers: int = 1
+    num_replicas: int = 1
     seed: int = 1
     compile: bool = True
     log_every: int = 20
@@ -71,7 +74,7 @@ def weights_as(matrices: Sequence[nn.Parameter], precision: Precision) -> Iterat
 
 
 def loss_of(hidden: Tensor, head: Tensor, tokens: Tensor, learnt: Tensor) -> Tensor:
-    """Mean cross entropy of the learnt tokens [B, L]; the output layer `head` [vocab, hidden] runs on these only."""
+    """Mean cross entropy of the learnt tokens [B, L]; `head` [vocab, hidden] runs on these only."""
     rows, columns = torch.nonzero(learnt[:, 1:], as_tuple=True)
     logits = functional.linear(hidden[rows, columns], head).float()
     return functional.cross_entropy(logits, tokens[rows, columns + 1])
@@ -84,6 +87,36 @@ def choose_precision(rng: Random, progress: float, quantize_from: float) -> Prec
     return "int4" if rng.random() < 0.8 else "fp32"
 
 
+class Replicas:
+    """Replicas of the model in processes of one thread each, which average their gradients after every step.
+
+    On a busy machine this is faster than one process of many threads, which waits for its slowest thread in every
+    operator.
+    """
+
+    def __init__(self, rank: int, num_replicas: int, rendezvous: Path) -> None:
+        self.rank, self.num_replicas = rank, num_replicas
+        if num_replicas > 1:
+            torch.set_num_threads(1)
+            distributed.init_process_group(
+                "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_replicas
+            )
+
+    def average(self, parameters: Sequence[nn.Parameter], progress: float) -> float:
+        """Replace the gradients by their mean over the replicas; returns the mean of `progress`."""
+        if self.num_replicas == 1:
+            return progress
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.tensor([progress])])
+        distributed.all_reduce(flat)
+        flat /= self.num_replicas
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+        return float(flat[-1])
+
+
 def train(
     model_config: ModelConfig,
     config: TrainConfig,
@@ -91,18 +124,24 @@ def train(
     out: Path,
     resume: Path | None = None,
     device: str = "cpu",
+    rank: int = 0,
 ) -> MiniModel:
     """Train and return the model; `out`/state.pt is written every `save_every_s` and at the end.
 
-    On CUDA, computes in bfloat16 by autocast; on a CPU in fp32.
+    `resume` is a state.pt, or a checkpoint folder, whose weights then start with a fresh optimizer. On CUDA, computes in
+    bfloat16 by autocast; on a CPU in fp32.
     """
+    replicas = Replicas(rank, config.num_replicas, (out / "rendezvous").absolute())
     torch.manual_seed(config.seed)
     rng = Random(config.seed)
     model = MiniModel(model_config).to(device)
     matrices, others = split_parameters(model)
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=config.other_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    if resume is not None:
+    if resume is not None and resume.is_dir():
+        weights = load_file(resume / "model.safetensors", device=device)
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    elif resume is not None:
         state = torch.load(resume, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         adam.load_state_dict(state["adam"])
@@ -123,19 +162,21 @@ def train(
     compute_hidden = torch.compile(model.hidden, dynamic=False) if config.compile else model.hidden
     stream = CorpusStream(
         tokenizer_path=tokenizer_path,
-        seed=config.seed,
-        batch_tokens=config.batch_tokens,
+        seed=config.seed * config.num_replicas + rank,
+        batch_tokens=config.batch_tokens // config.num_replicas,
         num_workers=config.num_workers,
+        weights=FIRST_WEIGHTS if config.all_tasks_from > 0 else WEIGHTS,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{num_parameters / 1e6:.2f} M parameters on {device}, {config}", flush=True)
     start = last_save = time.monotonic()
     num_tokens, running, step = 0, 0.0, 0
+    progress = 0.0
     for step, rows in enumerate(stream):
-        elapsed = time.monotonic() - start
-        progress = max(step / config.max_steps, elapsed / config.time_budget_s)
         if progress >= 1:
             break
+        if progress >= config.all_tasks_from:
+            stream.weights = WEIGHTS
         factor = config.learning_rate_factor(step, progress)
         precision = choose_precision(rng, progress, config.quantize_from)
         tokens, documents, learnt = _on_device(rows, device)
@@ -144,23 +185,27 @@ def train(
             hidden = compute_hidden(tokens, positions, attention_mask(documents))
             loss = loss_of(hidden, straight_through(model.model.embed_tokens.weight, precision), tokens, learnt)
             loss.backward()
+        elapsed = time.monotonic() - start
+        progress = max((step + 1) / config.max_steps, elapsed / config.time_budget_s)
+        progress = replicas.average([*matrices, *others], progress)
         muon.step(config.matrix_learning_rate * factor)
         for group in adam.param_groups:
             group["lr"] = config.other_learning_rate * factor
         adam.step()
         adam.zero_grad(set_to_none=True)
-        num_tokens += tokens.numel()
-        if step % config.log_every == 0:
-            elapsed = time.monotonic() - start
-            running = loss.item() if step == 0 else 0.5 * running + 0.5 * loss.item()
+        num_tokens += tokens.numel() * config.num_replicas
+        running = loss.item() if step == 0 else 0.9 * running + 0.1 * loss.item()
+        if step % config.log_every == 0 and rank == 0:
             print(
                 f"step {step} loss {running:.3f} tokens {num_tokens / 1e6:.2f}M {num_tokens / elapsed:.0f}/s "
                 f"progress {progress:.3f} lr {factor:.2f} {precision}",
                 flush=True,
             )
-        if time.monotonic() - last_save > config.save_every_s:
+        if time.monotonic() - last_save > config.save_every_s and rank == 0:
             save()
             last_save = time.monotonic()
+    if rank != 0:
+        return model
     save()
     print(f"trained {step} steps, {num_tokens / 1e6:.1f} M tokens, {time.monotonic() - start:.0f} s", flush=True)
     return model

@@ -1,14 +1,10 @@
-"""Sums, differences, products, quotients and chains of two, with the working where one step would not do.
-
-Held-out products share no (unordered) pair of factors with training; the partial products in the working are
-ordinary table knowledge and do occur in both.
-"""
+"""Sums, differences, products, quotients and chains of two with small numbers; longer working is written out."""
 
 from __future__ import annotations
 
 from random import Random
 
-from vorta_bench.tasks.case import Draft
+from vorta_bench.tasks.case import TABLE, Draft
 
 _WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
@@ -33,61 +29,63 @@ def _ask(rng: Random, expression: str) -> str:
 
 
 def _operand(rng: Random) -> int:
-    digits = rng.choice((1, 2, 2, 3, 3, 4))
-    return rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
+    return rng.randint(0, 99) if rng.random() < 0.85 else rng.randint(0, 9)
 
 
 def add(rng: Random) -> Draft:
-    """a + b with up to four digits each."""
+    """a + b below 100 each."""
     a, b = _operand(rng), _operand(rng)
     return Draft(key=f"{min(a, b)}+{max(a, b)}", question=_ask(rng, f"{a} + {b}"), answer=str(a + b))
 
 
 def subtract(rng: Random) -> Draft:
-    """a - b with up to four digits each; the result is never negative."""
+    """a - b below 100 each; the result is never negative."""
     a, b = _operand(rng), _operand(rng)
     a, b = max(a, b), min(a, b)
     return Draft(key=f"{a}-{b}", question=_ask(rng, f"{a} - {b}"), answer=str(a - b))
 
 
 def multiply_working(a: int, b: int) -> str:
-    """The product of two numbers below 100, by partial products when both have two digits."""
-    if a < 10 or b < 10:
+    """The product of a number below 100 and one below 10, by its tens and ones."""
+    tens, ones = a // 10 * 10, a % 10
+    if tens == 0 or ones == 0:
         return f"{a} * {b} = {a * b}"
-    tens, ones = b // 10 * 10, b % 10
-    if ones == 0:
-        return f"{a} * {b} = {a * b}"
-    return f"{a} * {tens} = {a * tens}, {a} * {ones} = {a * ones}, {a * tens} + {a * ones} = {a * b}"
+    return f"{tens} * {b} = {tens * b}, {ones} * {b} = {ones * b}, {tens * b} + {ones * b} = {a * b}"
 
 
 def multiply(rng: Random) -> Draft:
-    """a * b, one or two digits each, with partial products for two by two."""
-    if rng.random() < 0.4:
-        a, b = rng.randint(2, 99), rng.randint(2, 9)
-        if rng.random() < 0.3:
-            a, b = b, a
-    else:
-        a, b = rng.randint(11, 99), rng.randint(11, 99)
-    return Draft(key=f"{min(a, b)}*{max(a, b)}", question=_ask(rng, f"{a} * {b}"), answer=multiply_working(a, b))
+    """a * b with one digit in b and one or two in a; the small multiplication table itself is all training."""
+    b = rng.randint(2, 9)
+    if rng.random() < 0.35:
+        a = rng.choice((rng.randint(2, 10), 10 * rng.randint(1, 9)))
+        return Draft(key=f"{TABLE}{a}*{b}", question=_ask(rng, f"{a} * {b}"), answer=multiply_working(a, b))
+    a = rng.randint(11, 99)
+    return Draft(key=f"{a}*{b}", question=_ask(rng, f"{a} * {b}"), answer=multiply_working(a, b))
 
 
 def divide(rng: Random) -> Draft:
-    """a / b without remainder, quotient below 100, divisor below 10, by taking off the tens first."""
-    divisor, quotient = rng.randint(2, 9), rng.randint(2, 99)
+    """a / b below 100 without remainder, by taking off ten times b first; the table's inverse is all training."""
+    divisor = rng.randint(2, 9)
+    quotient = rng.randint(2, 9) if rng.random() < 0.4 else rng.randint(10, max(10, 99 // divisor))
     a = divisor * quotient
-    if quotient < 10:
-        answer = f"{a} / {divisor} = {quotient}"
+    if quotient <= 10:
+        return Draft(
+            key=f"{TABLE}{a}/{divisor}", question=_ask(rng, f"{a} / {divisor}"), answer=f"{a} / {divisor} = {quotient}"
+        )
+    tens, ones = quotient // 10 * 10, quotient % 10
+    answer = f"{divisor} * {tens} = {divisor * tens}"
+    if ones:
+        rest = a - divisor * tens
+        answer += f", {a} - {divisor * tens} = {rest}, {rest} / {divisor} = {ones}, {tens} + {ones} = {quotient}"
     else:
-        tens, ones = quotient // 10 * 10, quotient % 10
-        answer = f"{divisor} * {tens} = {divisor * tens}, {a} - {divisor * tens} = {a - divisor * tens}, "
-        answer += f"{divisor} * {ones} = {divisor * ones}, {tens} + {ones} = {quotient}"
+        answer += f", {a} / {divisor} = {quotient}"
     return Draft(key=f"{a}/{divisor}", question=_ask(rng, f"{a} / {divisor}"), answer=answer)
 
 
 def chain(rng: Random) -> Draft:
-    """a ± b ± c with the value in between written down; no value is negative."""
+    """a ± b ± c below 50 each, with the value in between written down; no value is negative."""
     while True:
-        a, b, c = (rng.randint(1, 99) for _ in range(3))
+        a, b, c = (rng.randint(1, 49) for _ in range(3))
         first, second = rng.choice("+-"), rng.choice("+-")
         middle = a + b if first == "+" else a - b
         result = middle + c if second == "+" else middle - c

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
+# Keys that start so are basic facts, such as the multiplication table, which nobody can derive: always in training.
+TABLE = "table:"
+
 Split = Literal["train", "heldout"]
 Kind = Literal["chat", "raw"]
 

@@ -39,9 +39,12 @@ def count_items(rng: Random) -> Draft:
     return Draft(key=f"{wanted}:{listed}", question=question, answer=answer)
 
 
+_SHORT_WORDS = tuple(word for word in WORDS if len(word) <= 5)
+
+
 def count_letters(rng: Random) -> Draft:
     """How often a letter occurs in a word, or how many letters it has; the word is spelled first."""
-    word = rng.choice(WORDS)
+    word = rng.choice(_SHORT_WORDS)
     spelled = "-".join(word)
     if rng.random() < 0.3:
         question = rng.choice(

@@ -54,12 +54,12 @@ def date_format(rng: Random) -> Draft:
 
 
 def date_add(rng: Random) -> Draft:
-    """The date some days (at most 9) after or before an ISO date."""
-    day, offset = _draw(rng), rng.randint(1, 9)
+    """The date some days (at most 9) after or before an ISO date, in the same month."""
     forward = rng.random() < 0.65
-    # Leap days would need the year's divisibility; stay away from the end of February.
-    while (day.month == 2 and day.day > 18) or (day.month == 3 and day.day < 11):
-        day = _draw(rng)
+    while True:
+        day, offset = _draw(rng), rng.randint(1, 9)
+        if (day + timedelta(days=offset if forward else -offset)).month == day.month:
+            break
     answer = (day + timedelta(days=offset if forward else -offset)).isoformat()
     unit = "day" if offset == 1 else "days"
     question = (

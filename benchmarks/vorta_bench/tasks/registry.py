@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
 
-from vorta_bench.tasks import arithmetic, counting, dates, extraction, lookup, sorting, tool_call, units
+from vorta_bench.tasks import arithmetic, copying, counting, dates, extraction, lookup, sorting, tool_call, units
 from vorta_bench.tasks.about import about, is_heldout_question
-from vorta_bench.tasks.case import Case, Draft, Generator, Message, Split
+from vorta_bench.tasks.case import TABLE, Case, Draft, Generator, Message, Split
 from vorta_bench.tasks.conversation import definition, small_talk
 from vorta_bench.tasks.story import story
 
@@ -38,6 +38,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         "multiply": Task(draw=arithmetic.multiply, allows_raw=True),
         "divide": Task(draw=arithmetic.divide, allows_raw=True),
         "chain": Task(draw=arithmetic.chain, allows_raw=True),
+        "repeat": Task(draw=copying.repeat),
         "sort_numbers": Task(draw=sorting.sort_numbers),
         "sort_words": Task(draw=sorting.sort_words),
         "count_items": Task(draw=counting.count_items),
@@ -68,7 +69,7 @@ def split_of(task: str, key: str) -> Split:
     """
     if task == "about":
         return "heldout" if is_heldout_question(key) else "train"
-    if not TASKS[task].is_verifiable:
+    if not TASKS[task].is_verifiable or key.startswith(TABLE):
         return "train"
     digest = hashlib.blake2b(f"{task}:{key}".encode(), digest_size=4).digest()
     return "heldout" if int.from_bytes(digest, "big") < HELDOUT_SHARE * 2**32 else "train"

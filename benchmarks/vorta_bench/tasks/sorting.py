@@ -9,8 +9,8 @@ from vorta_bench.tasks.lexicon import WORDS
 
 
 def sort_numbers(rng: Random) -> Draft:
-    """Three to six different numbers below 100, ascending or descending."""
-    numbers = rng.sample(range(1, 100), rng.randint(3, 6))
+    """Three to five different numbers below 100, ascending or descending."""
+    numbers = rng.sample(range(1, 100), rng.randint(3, 5))
     descending = rng.random() < 0.35
     listed = ", ".join(map(str, numbers))
     if descending:

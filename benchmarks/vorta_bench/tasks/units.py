@@ -8,22 +8,22 @@ from vorta_bench.tasks.case import Draft
 
 # (large unit, small unit, how many small in one large, largest count asked)
 UNITS = (
-    ("kilometres", "metres", 1000, 999),
-    ("metres", "centimetres", 100, 999),
-    ("centimetres", "millimetres", 10, 999),
-    ("kilograms", "grams", 1000, 999),
-    ("tonnes", "kilograms", 1000, 999),
-    ("litres", "millilitres", 1000, 999),
-    ("hours", "minutes", 60, 99),
-    ("minutes", "seconds", 60, 99),
+    ("kilometres", "metres", 1000, 99),
+    ("metres", "centimetres", 100, 99),
+    ("centimetres", "millimetres", 10, 99),
+    ("kilograms", "grams", 1000, 99),
+    ("tonnes", "kilograms", 1000, 99),
+    ("litres", "millilitres", 1000, 99),
+    ("hours", "minutes", 60, 30),
+    ("minutes", "seconds", 60, 30),
     ("days", "hours", 24, 20),
-    ("weeks", "days", 7, 99),
+    ("weeks", "days", 7, 30),
     ("years", "months", 12, 20),
     ("feet", "inches", 12, 20),
-    ("yards", "feet", 3, 99),
-    ("gigabytes", "megabytes", 1000, 999),
-    ("seconds", "milliseconds", 1000, 999),
-    ("dollars", "cents", 100, 999),
+    ("yards", "feet", 3, 30),
+    ("gigabytes", "megabytes", 1000, 99),
+    ("seconds", "milliseconds", 1000, 99),
+    ("dollars", "cents", 100, 99),
 )
 
 
