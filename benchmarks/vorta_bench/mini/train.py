@@ -128,7 +128,7 @@ def train(
 ) -> MiniModel:
     """Train and return the model; `out`/state.pt is written every `save_every_s` and at the end.
 
-    `resume` is a state.pt, or a checkpoint folder, whose weights then start with a fresh optimizer. On CUDA, computes in
+    `resume` is a state.pt, or a checkpoint folder, whose weights start with a fresh optimizer. On CUDA, computes in
     bfloat16 by autocast; on a CPU in fp32.
     """
     replicas = Replicas(rank, config.num_replicas, (out / "rendezvous").absolute())
