@@ -82,7 +82,7 @@ def serving(arguments: list[str]) -> Iterator[Server]:
         command = [
             sys.executable,
             "-m",
-            "vorta.cli",
+            "vorta",
             "serve",
             "--grpc-port",
             str(port),
@@ -90,9 +90,11 @@ def serving(arguments: list[str]) -> Iterator[Server]:
             str(free_port()),
         ]
         command += ["--data-dir", folder, *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        log = Path(folder) / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stderr=output)
         try:
-            asyncio.run(_wait_until_serving(f"127.0.0.1:{port}", process))
+            asyncio.run(_wait_until_serving(f"127.0.0.1:{port}", process, log))
             yield Server(process, f"127.0.0.1:{port}")
         finally:
             process.send_signal(signal.SIGTERM)
@@ -102,13 +104,13 @@ def serving(arguments: list[str]) -> Iterator[Server]:
                 process.kill()
 
 
-async def _wait_until_serving(address: str, process: subprocess.Popen[bytes]) -> None:
+async def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline_s = time.monotonic() + 300
     async with grpc.aio.insecure_channel(address) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
-                raise SystemExit(f"vorta serve ended with status {process.returncode}")
+                raise SystemExit(f"vorta serve ended with status {process.returncode}:\n{log.read_text()}")
             try:
                 reply = await stub.ListModels(admin_pb2.ListModelsRequest(), timeout=2)
                 if any(model.state == admin_pb2.MODEL_STATE_SERVING for model in reply.models):

@@ -85,8 +85,8 @@ class FrontSettings:
     max_concurrent_requests: Count = 1024
     max_buffered_bytes_per_stream: NumBytes = 1024 * 1024
     write_cost_s: Seconds = 100e-6
-    write_share: Annotated[float, Gt(0), Le(1)] = 0.1
-    max_write_interval_s: Annotated[float, Ge(0), Le(1)] = 0.025
+    write_share: Annotated[float, Gt(0), Le(1)] = 0.03
+    max_write_interval_s: Annotated[float, Ge(0), Le(1)] = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class WorkerSettings:
     max_stall: Annotated[float, Gt(0)] = 1.5
     kv_memory_bytes: Annotated[int, Ge(0)] = 0
     prefix_cache: bool = True
-    flush_interval_s: Annotated[float, Ge(0), Le(1)] = 0.004
+    flush_interval_s: Annotated[float, Ge(0), Le(1)] = 0.01
     start_timeout_s: PositiveSeconds = 900.0
     restart_delay_s: PositiveSeconds = 1.0
     max_restart_delay_s: PositiveSeconds = 30.0

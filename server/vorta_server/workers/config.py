@@ -46,7 +46,7 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
     max_tokens_cap: int = 1 << 20
     kv_memory_bytes: int = 0
     prefix_cache: bool = True
-    flush_interval_s: float = 0.004
+    flush_interval_s: float = 0.01
     parent_pid: int = 0
     log_level: str = "INFO"
     fake_step_s: float = 0.0
