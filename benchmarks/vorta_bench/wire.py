@@ -91,11 +91,13 @@ def serving(arguments: list[str]) -> Iterator[Server]:
         ]
         command += ["--data-dir", folder, *arguments]
         log = Path(folder) / "server.log"
-        with log.open("wb") as output:
+        with log.open("wb", buffering=0) as output:
             process = subprocess.Popen(command, stderr=output)
         try:
-            asyncio.run(_wait_until_serving(f"127.0.0.1:{port}", process, log))
+            asyncio.run(_wait_until_serving(f"127.0.0.1:{port}", process))
             yield Server(process, f"127.0.0.1:{port}")
+        except RuntimeError as error:
+            raise SystemExit(f"{error}\n{log.read_text()}") from error
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -104,13 +106,13 @@ def serving(arguments: list[str]) -> Iterator[Server]:
                 process.kill()
 
 
-async def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+async def _wait_until_serving(address: str, process: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + 300
     async with grpc.aio.insecure_channel(address) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
-                raise SystemExit(f"vorta serve ended with status {process.returncode}:\n{log.read_text()}")
+                raise RuntimeError(f"vorta serve ended with status {process.returncode}")
             try:
                 reply = await stub.ListModels(admin_pb2.ListModelsRequest(), timeout=2)
                 if any(model.state == admin_pb2.MODEL_STATE_SERVING for model in reply.models):
