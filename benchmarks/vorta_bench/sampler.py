@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 
-from vorta_server.engine.parallel_sampler import ParallelSampler
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState
+from vorta_server.engine.sampler import Sampler
 
 CASES: dict[str, SamplingParams] = {
     "greedy": SamplingParams(temperature=0.0),
@@ -46,10 +45,10 @@ def make_logits(kind: str, num_rows: int, vocab_size: int) -> np.ndarray:
     return logits
 
 
-def measure_us(sampling: SamplingParams, logits: np.ndarray, num_rounds: int, num_threads: int) -> float:
+def measure_us(sampling: SamplingParams, logits: np.ndarray, num_rounds: int) -> float:
     """The median microseconds of `num_rounds` calls, without the copy that gives each call fresh logits."""
     num_rows, vocab_size = logits.shape
-    sampler = ParallelSampler(vocab_size, num_threads)
+    sampler = Sampler(vocab_size)
     prompt = np.random.default_rng(1).integers(0, vocab_size, 500).tolist()
     rows = [
         RowState(sampling, seed=i, prompt_token_ids=prompt, vocab_size=vocab_size, eos_token_ids=[0])
@@ -69,14 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     figures: list[dict[str, object]] = []
     for num_rows, vocab_size in SHAPES:
         for kind in ("peaked", "flat"):
             logits = make_logits(kind, num_rows, vocab_size)
             for name, sampling in CASES.items():
-                micros = measure_us(sampling, logits, arguments.rounds, arguments.threads)
+                micros = measure_us(sampling, logits, arguments.rounds)
                 figures.append(
                     {
                         "rows": num_rows,

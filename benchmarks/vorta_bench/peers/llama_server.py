@@ -28,8 +28,9 @@ class LlamaServer:
 
     async def _complete(self, index: int, num_tokens: int, prompt_tokens: int) -> int:
         """The number of tokens of one completion. Replies come whole, which spares this peer the cost of events."""
-        prompt = [10 + (index * 7919 + i * 104729) % 3000 for i in range(prompt_tokens)]
-        body = json.dumps({"prompt": [prompt], "max_tokens": num_tokens, "temperature": 0.0}).encode()
+        # This server takes text only: about one token a word.
+        prompt = " ".join(str((index * 7919 + i * 104729) % 10) for i in range(prompt_tokens))
+        body = json.dumps({"prompt": prompt, "max_tokens": num_tokens, "temperature": 0.0}).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n"

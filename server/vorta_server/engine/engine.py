@@ -25,7 +25,6 @@ from vorta.errors import (
 from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.output import OutputBuilder, Vocabulary
-from vorta_server.engine.parallel_sampler import ParallelSampler
 from vorta_server.engine.request import (
     Event,
     Failure,
@@ -37,6 +36,7 @@ from vorta_server.engine.request import (
 )
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
+from vorta_server.engine.sampler import Sampler
 from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
@@ -55,14 +55,12 @@ class EngineConfig:
         max_waiting_requests: Requests that may queue before new ones are refused.
         kv_capacity_tokens: Tokens of KV memory over all slots.
         max_tokens_cap: Most tokens that one request may ask for, and its default where the context has more room.
-        sampler_threads: Threads that share the sampling of a large batch.
     """
 
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     max_waiting_requests: int = 256
     kv_capacity_tokens: int = 65_536
     max_tokens_cap: int = 1 << 20
-    sampler_threads: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,7 +107,7 @@ class Engine:
         self._vocab_size = info.vocab_size
         self._kv = self._new_slots()
         self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
-        self._sampler = ParallelSampler(info.vocab_size, self._config.sampler_threads)
+        self._sampler = Sampler(info.vocab_size)
         self._output = OutputBuilder(vocabulary)
         self._requests: dict[str, RunningRequest] = {}
         self._order = 0

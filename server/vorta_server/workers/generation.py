@@ -81,7 +81,6 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
             max_waiting_requests=config.max_waiting_requests,
             kv_capacity_tokens=max(capacity, info.max_model_len + 64),
             max_tokens_cap=config.max_tokens_cap,
-            sampler_threads=config.threads or len(os.sched_getaffinity(0)),
         ),
     )
     defaults = vocabulary.generation_defaults
