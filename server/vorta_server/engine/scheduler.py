@@ -16,7 +16,6 @@ Decoding sequences fill the slots 0 to n - 1, which is what lets a runner use on
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -133,12 +132,6 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
         return bool(self._decoding or self._prefilling or self._num_waiting)
-
-    def sequences(self) -> Iterator[Sequence]:
-        """Every sequence that has not finished."""
-        yield from self._decoding
-        yield from self._prefilling
-        yield from (entry for _, entry in self._waiting if entry.state is SequenceState.WAITING)
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence."""

@@ -138,7 +138,7 @@ class WorkerHost:
         self._owners: dict[str, Connection] = {}
         self._started: set[str] = set()
         self._outboxes: dict[int, tuple[Connection, _Outbox]] = {}
-        self._pending: dict[str, Future[None]] = {}
+        self._pending: dict[str, Future[list[int]]] = {}
         self._encoded: deque[Callable[[], None]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._num_calls = 0
@@ -254,7 +254,7 @@ class WorkerHost:
             self._transport.wake()
 
         future = self._executor.submit(self._codec.encode, message.prompt)
-        self._pending[request_id] = future  # type: ignore[assignment]
+        self._pending[request_id] = future
         future.add_done_callback(lambda done: None if done.cancelled() else encoded(done))
 
     def _start(self, message: Submit, token_ids: list[int], arrival_s: float) -> None:
