@@ -21,6 +21,7 @@ if [ ! -x "$venv/bin/pip" ]; then
   fi
 fi
 echo "installing the locked dependencies into $venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+# --no-deps: the lock is the whole closure, and pip 23 would resolve an extra of a locked package to its newest release.
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 touch "$venv/.setup-done"

@@ -134,14 +134,14 @@ def main() -> None:
     command.add_argument("--num-replicas", type=int, default=1, help="processes that share each batch (CPU)")
     command.add_argument("--warmup-steps", type=int, default=100)
     command.add_argument("--seed", type=int, default=1)
-    command.add_argument("--decay-from", type=float, default=0.5, help="share of the budget after which the rate falls")
+    command.add_argument("--decay-from", type=float, default=0.45, help="share of the budget after which the rate falls")
     command.add_argument(
-        "--quantize-from", type=float, default=0.6, help="share of the budget after which weights are fake int4"
+        "--quantize-from", type=float, default=0.75, help="share of the budget after which weights are fake int4"
     )
     command.add_argument(
         "--all-tasks-from",
         type=float,
-        default=0.35,
+        default=0.2,
         help="share of the budget after which all tasks have their full weight",
     )
     command.add_argument("--resume", type=Path, help="a state.pt or a checkpoint folder to start from")

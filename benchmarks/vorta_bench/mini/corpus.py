@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vorta_bench.mini.chat import ASSISTANT_START, END_OF_TEXT, TURN_END, render
+from vorta_bench.mini.chat import ASSISTANT_START, END_OF_TEXT, SPECIAL_TOKENS, TURN_END, render
 from vorta_bench.tasks import Case, Message, generate
 
 # Documents of each task in a thousand or so; hard skills get more. Training starts with tasks that teach copying from
@@ -27,11 +28,11 @@ FIRST_WEIGHTS: Mapping[str, float] = {
     "about": 30, "definition": 15, "small_talk": 10, "story": 3,
 }  # fmt: skip
 WEIGHTS: Mapping[str, float] = {
-    "add": 130, "subtract": 130, "multiply": 90, "divide": 50, "chain": 60, "repeat": 30,
-    "sort_numbers": 80, "sort_words": 70, "count_items": 40, "count_letters": 40, "count_words": 25, "convert": 50,
-    "date_format": 35, "date_add": 50, "extract": 50, "tool_call": 35, "tool_answer": 12,
-    "lookup": 110, "lookup_unknown": 45, "lookup_long": 5,
-    "about": 55, "definition": 35, "small_talk": 15, "story": 6,
+    "add": 110, "subtract": 110, "multiply": 60, "divide": 50, "chain": 60, "repeat": 40,
+    "sort_numbers": 90, "sort_words": 90, "count_items": 50, "count_letters": 60, "count_words": 20, "convert": 50,
+    "date_format": 30, "date_add": 80, "extract": 90, "tool_call": 30, "tool_answer": 10,
+    "lookup": 110, "lookup_unknown": 45, "lookup_long": 6,
+    "about": 45, "definition": 20, "small_talk": 10, "story": 4,
 }  # fmt: skip
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -42,6 +43,8 @@ SYSTEM_PROMPTS = (
 # Tasks whose questions stand alone, so that several of them make one chat.
 _CHAINABLE = frozenset(WEIGHTS) - {"extract", "tool_call", "tool_answer", "lookup", "lookup_unknown", "lookup_long"}
 _CASES_PER_DRAW = 64
+_LAST_SPECIAL_ID = len(SPECIAL_TOKENS) - 1
+_FORETOLD_STRIDE = 4  # all of them would be most of what a long context teaches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +99,25 @@ def draw_documents(rng: Random, count: int, weights: Mapping[str, float] = WEIGH
 def encode_documents(
     tokenizer: Tokenizer, documents: list[list[tuple[str, bool]]]
 ) -> list[tuple[list[int], list[bool]]]:
-    """Token ids of each document and which of them are learnt; parts are encoded apart, as at inference."""
+    """Token ids of each document and which of them are learnt; parts are encoded apart, as at inference.
+
+    Of a question, a quarter of those tokens are learnt that an earlier pair of neighbours foretells, such as the rest of
+    a name that came before. They teach to find and copy, which answers from a context rest on.
+    """
     flat = [text for parts in documents for text, _ in parts]
     encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
     encoded: list[tuple[list[int], list[bool]]] = []
     for parts in documents:
         ids: list[int] = []
         learnt: list[bool] = []
+        pairs: set[tuple[int, int]] = set()
         for _, is_learnt in parts:
-            piece = next(encodings).ids
-            ids += piece
-            learnt += [is_learnt] * len(piece)
+            for token in next(encodings).ids:
+                pair = (ids[-1], token) if ids else (-1, token)
+                foretold = pair in pairs and min(pair) > _LAST_SPECIAL_ID
+                learnt.append(is_learnt or (foretold and len(ids) % _FORETOLD_STRIDE == 0))
+                pairs.add(pair)
+                ids.append(token)
         encoded.append((ids, learnt))
     return encoded
 
@@ -150,17 +161,17 @@ def _start_worker(path: str) -> None:
 
 
 def make_chunk(
-    seed: int, num_documents: int, short: int, long: int, weights: Mapping[str, float] = WEIGHTS
-) -> tuple[Rows, Rows]:
-    """Rows of `short` tokens, and rows of `long` tokens with the documents that do not fit the short ones."""
+    seed: int, num_documents: int, lengths: Sequence[int], weights: Mapping[str, float] = WEIGHTS
+) -> list[Rows]:
+    """Rows of each of the ascending `lengths`; a document goes into the shortest that hold it."""
     assert _worker_tokenizer is not None
     rng = Random(f"chunk/{seed}")
     encoded = encode_documents(_worker_tokenizer, draw_documents(rng, num_documents, weights))
     rng.shuffle(encoded)
-    return (
-        pack([item for item in encoded if len(item[0]) <= short], short),
-        pack([item for item in encoded if len(item[0]) > short], long),
-    )
+    shelves: list[list[tuple[list[int], list[bool]]]] = [[] for _ in lengths]
+    for item in encoded:
+        shelves[min(bisect_left(lengths, len(item[0])), len(lengths) - 1)].append(item)
+    return [pack(shelf, length) for shelf, length in zip(shelves, lengths, strict=True)]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,24 +186,23 @@ class CorpusStream:
     batch_tokens: int
     num_workers: int
     weights: Mapping[str, float]
-    short: int = 256
-    long: int = 1536
+    lengths: Sequence[int] = (128, 320, 1536)
     documents_per_chunk: int = 2000
 
     def __iter__(self) -> Iterator[Rows]:
         context = get_context("spawn")
         with ProcessPoolExecutor(self.num_workers, context, _start_worker, (str(self.tokenizer_path),)) as pool:
-            pending: deque[Future[tuple[Rows, Rows]]] = deque()
+            pending: deque[Future[list[Rows]]] = deque()
             chunk = 0
-            rest: dict[int, Rows | None] = {self.short: None, self.long: None}
+            rest: dict[int, Rows | None] = dict.fromkeys(self.lengths)
             while True:
                 while len(pending) < 2 * self.num_workers:
                     seed = self.seed * 1_000_003 + chunk
-                    sizes = (self.documents_per_chunk, self.short, self.long)
+                    sizes = (self.documents_per_chunk, self.lengths)
                     pending.append(pool.submit(make_chunk, seed, *sizes, dict(self.weights)))
                     chunk += 1
                 batches: list[Rows] = []
-                for length, rows in zip((self.short, self.long), pending.popleft().result(), strict=True):
+                for length, rows in zip(self.lengths, pending.popleft().result(), strict=True):
                     full, rest[length] = _cut(_join(rest[length], rows), max(1, self.batch_tokens // length))
                     batches += full
                 Random(chunk).shuffle(batches)

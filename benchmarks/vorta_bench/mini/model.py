@@ -69,10 +69,23 @@ class Attention(nn.Module):
             if cache.key is not None and cache.value is not None:
                 key, value = torch.cat([cache.key, key], 2), torch.cat([cache.value, value], 2)
             cache.key, cache.value = key, value
-        grouped = self.config.num_kv_heads != self.config.num_heads
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+        mixed = attend(query, key, value, mask)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(-2))
         return out
+
+
+# On a CPU, three plain products of this length and less were 2.5 times as fast, gradients included, as the fused
+# operator (rows of 128, 6 heads of 32, bfloat16); at 256 they were slower.
+_PLAIN_ATTENTION_LENGTH = 160
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention of queries [B, heads, S, head_dim] over keys and values [B, kv heads, T, head_dim]."""
+    grouped = key.shape[1] != query.shape[1]
+    if query.is_cuda or grouped or key.shape[2] > _PLAIN_ATTENTION_LENGTH:
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    scores = (query @ key.mT).float() * query.shape[-1] ** -0.5
+    return scores.masked_fill(~mask, -1e30).softmax(-1).to(value.dtype) @ value
 
 
 class FeedForward(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vorta_bench.mini.corpus import FIRST_WEIGHTS, WEIGHTS, CorpusStream, Rows
 from vorta_bench.mini.model import MiniModel, ModelConfig
-from vorta_bench.mini.optimizer import Muon, split_parameters
+from vorta_bench.mini.optimizer import Muon, has_fast_bfloat16, split_parameters
 from vorta_bench.mini.quantization import Precision, quantize_weight, straight_through
 
 
@@ -30,9 +30,9 @@ class TrainConfig:
     matrix_learning_rate: float = 0.02
     other_learning_rate: float = 0.004
     warmup_steps: int = 100
-    decay_from: float = 0.5
-    quantize_from: float = 0.6
-    all_tasks_from: float = 0.35
+    decay_from: float = 0.45
+    quantize_from: float = 0.75
+    all_tasks_from: float = 0.2
     num_workers: int = 1
     num_replicas: int = 1
     seed: int = 1
@@ -128,8 +128,8 @@ def train(
 ) -> MiniModel:
     """Train and return the model; `out`/state.pt is written every `save_every_s` and at the end.
 
-    `resume` is a state.pt, or a checkpoint folder, whose weights start with a fresh optimizer. On CUDA, computes in
-    bfloat16 by autocast; on a CPU in fp32.
+    `resume` is a state.pt, or a checkpoint folder, whose weights start with a fresh optimizer. Computes in bfloat16 by
+    autocast where that is faster, else in fp32; weights and optimizer stay in fp32.
     """
     replicas = Replicas(rank, config.num_replicas, (out / "rendezvous").absolute())
     torch.manual_seed(config.seed)
@@ -167,8 +167,9 @@ def train(
         num_workers=config.num_workers,
         weights=FIRST_WEIGHTS if config.all_tasks_from > 0 else WEIGHTS,
     )
+    bfloat16 = has_fast_bfloat16(torch.device(device))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters on {device}, {config}", flush=True)
+    print(f"{num_parameters / 1e6:.2f} M parameters on {device}{' in bfloat16' if bfloat16 else ''}, {config}", flush=True)
     start = last_save = time.monotonic()
     num_tokens, running, step = 0, 0.0, 0
     progress = 0.0
@@ -181,7 +182,7 @@ def train(
         precision = choose_precision(rng, progress, config.quantize_from)
         tokens, documents, learnt = _on_device(rows, device)
         positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
-        with weights_as(matrices, precision), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with weights_as(matrices, precision), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             hidden = compute_hidden(tokens, positions, attention_mask(documents))
             loss = loss_of(hidden, straight_through(model.model.embed_tokens.weight, precision), tokens, learnt)
             loss.backward()

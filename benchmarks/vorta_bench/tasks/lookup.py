@@ -286,12 +286,15 @@ def scene(rng: Random, num_entities: int, unknown: bool, num_questions: int) -> 
     if stranger not in seen:
         missing += [(stranger, attribute) for attribute in rng.sample(attributes, 3)]
     turns: list[tuple[str, str]] = []
+    rng.shuffle(known)
     for index in range(num_questions):
         if unknown if index == 0 else rng.random() < 0.2:
             name, attribute = rng.choice(missing)
             value = UNKNOWN
+        elif known:
+            name, attribute, value = known.pop()
         else:
-            name, attribute, value = rng.choice(known)
+            break
         turns.append((rng.choice(attribute.questions).format(n=name), value))
     style = rng.random()
     if style < 0.65:
@@ -321,14 +324,14 @@ _SHORT = (1, 1, 2, 2, 3, 4, 5, 6)  # entities of a short context
 
 def lookup(rng: Random) -> Draft:
     """Short contexts, about 30 to 250 tokens, answer present."""
-    return scene(rng, rng.choice(_SHORT), unknown=False, num_questions=rng.randint(2, 6))
+    return scene(rng, rng.choice(_SHORT), unknown=False, num_questions=rng.randint(3, 8))
 
 
 def lookup_unknown(rng: Random) -> Draft:
     """Short contexts without the answer."""
-    return scene(rng, rng.choice(_SHORT), unknown=True, num_questions=rng.randint(2, 6))
+    return scene(rng, rng.choice(_SHORT), unknown=True, num_questions=rng.randint(3, 8))
 
 
 def lookup_long(rng: Random) -> Draft:
     """Contexts of about 300 to 1,500 tokens, one question in seven without an answer."""
-    return scene(rng, rng.randint(8, 36), unknown=rng.random() < 0.15, num_questions=rng.randint(4, 10))
+    return scene(rng, rng.randint(8, 36), unknown=rng.random() < 0.15, num_questions=rng.randint(8, 20))
