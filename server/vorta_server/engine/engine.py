@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,7 @@ from vorta.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
+from vorta_server.engine.decode_rows import DecodeRows
 from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.output import OutputBuilder, Vocabulary
@@ -36,7 +38,7 @@ from vorta_server.engine.request import (
 )
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
-from vorta_server.engine.sampler import Sampler
+from vorta_server.engine.sampler import Sampler, SampleResult
 from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
@@ -111,7 +113,9 @@ class Engine:
         self._output = OutputBuilder(vocabulary)
         self._requests: dict[str, RunningRequest] = {}
         self._order = 0
-        self._rows: list[RowState] = []
+        self._is_end = np.zeros(info.vocab_size, np.bool_)
+        self._is_end[[token_id for token_id in self._output.eos_token_ids if token_id < info.vocab_size]] = True
+        self._rows = DecodeRows((), self._is_end)
         self._next_deadline_s = float("inf")
         self.counters = EngineCounters()
 
@@ -186,16 +190,25 @@ class Engine:
         running = self._requests.get(request_id)
         if running is None:
             return []
-        return [self._cut_short(running, reason)]
+        return self._cut_short(running, reason)
 
     def cancel_all(self, reason: FinishReason) -> list[Event]:
         """Ends every request now."""
-        return [self._cut_short(running, reason) for running in list(self._requests.values())]
+        return [event for running in list(self._requests.values()) for event in self._cut_short(running, reason)]
 
-    def step(self) -> list[Event]:
+    def release(self) -> list[Event]:
+        """The deltas that `step(hold=True)` kept back."""
+        deltas = [self._output.release(sequence) for sequence in self._rows.sequences]
+        return [delta for delta in deltas if delta is not None]
+
+    def step(self, *, hold: bool = False) -> list[Event]:
         """Computes one step and returns its events, in order. Empty when there is nothing to compute.
 
         A failure of the runner ends every request with one retryable ERROR; the engine goes on with empty slots.
+
+        Args:
+            hold: Keep deltas back that nobody waits for, until `release` or until their sequence has something to say
+                that cannot wait (its first token, its end). Their text is then made many tokens at a time.
         """
         events: list[Event] = []
         if self._clock() >= self._next_deadline_s:
@@ -212,7 +225,7 @@ class Engine:
         try:
             result = self._runner.run(plan.batch)
             self._scheduler.speed.observe(plan, result)
-            self._process(plan, result, events)
+            self._process(plan, result, events, hold)
         except Exception as error:
             logger.exception("the step failed")
             events += self._fail_all(error)
@@ -289,6 +302,7 @@ class Engine:
             order=self._order,
             tokens=tokens,
             num_tokens=len(prompt),
+            num_told=len(prompt),
             num_prompt=len(prompt),
             max_output=max_output,
             row=RowState(
@@ -320,7 +334,7 @@ class Engine:
             if deadline_s is None:
                 continue
             if now >= deadline_s:
-                events.append(self._cut_short(running, FinishReason.DEADLINE))
+                events += self._cut_short(running, FinishReason.DEADLINE)
                 continue
             self._next_deadline_s = min(self._next_deadline_s, deadline_s)
         return events
@@ -336,7 +350,7 @@ class Engine:
                 f"the prompt needs about {needed_s:.3f} s and the deadline is {max(left_s, 0.0):.3f} s away"
             )
 
-    def _process(self, plan: SchedulerStep, result: StepResult, events: list[Event]) -> None:
+    def _process(self, plan: SchedulerStep, result: StepResult, events: list[Event], hold: bool) -> None:
         finished: list[Sequence] = []
         decoding = plan.decoding
         for sequence, logits in zip(plan.prefilling, result.prefill_logits, strict=True):
@@ -345,9 +359,10 @@ class Engine:
         ready = self._scheduler.advance(plan)
         if decoding:
             assert result.decode_logits is not None
-            if plan.is_new_composition or len(self._rows) != len(decoding):
-                self._rows = [sequence.row for sequence in decoding]
-            self._sample(decoding, self._rows, result.decode_logits, events, finished)
+            if plan.is_new_composition or len(self._rows.sequences) != len(decoding):
+                events += self.release()  # what is held belongs to the rows as they were
+                self._rows = DecodeRows(decoding, self._is_end)
+            self._sample_rows(result.decode_logits, events, finished, hold)
         if ready:
             self._sample_first(plan, ready, result, events, finished)
         if finished:
@@ -370,7 +385,7 @@ class Engine:
         }
         last_rows = [by_sequence[id(sequence)] for sequence in ready]
         logits = np.concatenate([rows[-1:] for rows in last_rows if rows is not None])
-        self._sample(ready, [sequence.row for sequence in ready], logits, events, finished)
+        self._sample(ready, logits, events, finished)
         for sequence in ready:
             sequence.wants_prompt_logits = False
             request = sequence.request
@@ -378,42 +393,84 @@ class Engine:
                 for _ in range(1, request.num_sequences):
                     self._scheduler.add(self._new_sequence(request, sequence.tokens[: sequence.num_prompt]))
 
+    def _sample_rows(
+        self, logits: FloatArray, events: list[Event], finished: list[Sequence], hold: bool
+    ) -> None:
+        """Samples the decode rows. Rows whose token neither ends them nor must be looked at only note it."""
+        rows = self._rows
+        sampled = self._sampler.sample(logits, rows.states)
+        now = self._clock()
+        self.counters.generated_tokens += len(rows.states)
+        urgent = rows.accept(sampled.token_ids)
+        if not hold or sampled.bad_rows:
+            urgent = range(len(rows.states))
+        self._scheduler.set_next_tokens(sampled.token_ids)
+        token_ids = sampled.token_ids.tolist()
+        if len(urgent) < len(token_ids):
+            for sequence, token_id in zip(rows.sequences, token_ids, strict=True):
+                sequence.append(token_id)
+                sequence.request.last_token_s = now
+            for index in urgent:
+                rows.sequences[index].num_tokens -= 1  # it is taken below
+        if urgent:
+            self._take(rows.sequences, sampled, urgent, now, events, finished)
+
     def _sample(
         self,
         sequences: list[Sequence],
-        rows: list[RowState],
         logits: FloatArray,
         events: list[Event],
         finished: list[Sequence],
     ) -> None:
-        sampled = self._sampler.sample(logits, rows)
-        now = self._clock()
+        """Samples the first token of each sequence."""
+        sampled = self._sampler.sample(logits, [sequence.row for sequence in sequences])
         self.counters.generated_tokens += len(sequences)
-        token_ids = sampled.token_ids.tolist()
+        self._take(sequences, sampled, range(len(sequences)), self._clock(), events, finished)
+        for sequence in sequences:
+            if sequence.state is SequenceState.DECODING:
+                self._scheduler.set_next_token(sequence, int(sequence.tokens[sequence.num_tokens - 1]))
+
+    def _take(
+        self,
+        sequences: Sequenced[Sequence],
+        sampled: SampleResult,
+        indices: Sequenced[int],
+        now: float,
+        events: list[Event],
+        finished: list[Sequence],
+    ) -> None:
+        """Turns the sampled tokens of some rows into events."""
         scores, bad_rows = sampled.scores, sampled.bad_rows
-        for index, sequence in enumerate(sequences):
+        for index in indices:
+            sequence = sequences[index]
             request = sequence.request
             if sequence.state is not SequenceState.DECODING or not self._is_open(request):
                 continue  # a sibling's failure ended the request in this step
             if bad_rows and index in bad_rows:
-                events.append(self._fail_nan(request))
+                events += self._fail_nan(request)
                 continue
             if request.first_token_s is None:
                 request.first_token_s = now
             request.last_token_s = now
-            delta, end = self._output.take(sequence, token_ids[index], scores[index] if scores else None)
+            delta, end = self._output.take(sequence, int(sampled.token_ids[index]), scores[index] if scores else None)
             events.append(delta)
-            if end is None:
-                self._scheduler.set_next_token(sequence, token_ids[index])
-            else:
+            if end is not None:
                 request.ends[sequence.index] = end
                 finished.append(sequence)
 
-    def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> Finished:
+    def _cut_short(
+        self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None
+    ) -> list[Event]:
         open_sequences = [sequence for sequence in running.sequences if sequence.index not in running.ends]
+        events: list[Event] = self._held_by(running)
         self._scheduler.finish(open_sequences)
         self._end_all(running, reason)
-        return self._finished_event(running, reason=reason, failure=failure)
+        events.append(self._finished_event(running, reason=reason, failure=failure))
+        return events
+
+    def _held_by(self, running: RunningRequest) -> list[Event]:
+        deltas = [self._output.release(sequence) for sequence in running.sequences]
+        return [delta for delta in deltas if delta is not None]
 
     def _is_open(self, running: RunningRequest) -> bool:
         return self._requests.get(running.request.request_id) is running
@@ -451,7 +508,7 @@ class Engine:
             failure=failure,
         )
 
-    def _fail_nan(self, running: RunningRequest) -> Finished:
+    def _fail_nan(self, running: RunningRequest) -> list[Event]:
         error = Internal("the model's output is not a number")
         return self._cut_short(running, FinishReason.ERROR, Failure.of(error))
 
@@ -465,6 +522,7 @@ class Engine:
                     retry_delay_s=1.0,
                 )
             )
+            events += self._held_by(running)
             self._end_all(running, FinishReason.ERROR)
             events.append(self._finished_event(running, reason=FinishReason.ERROR, failure=failure))
         for slot in range(self._runner.info.num_slots):
@@ -476,5 +534,5 @@ class Engine:
             speed=self._scheduler.speed,
             num_preemptions=self._scheduler.num_preemptions,
         )
-        self._rows = []
+        self._rows = DecodeRows((), self._is_end)
         return events

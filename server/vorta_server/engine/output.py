@@ -34,10 +34,35 @@ class OutputBuilder:
         self._vocabulary = vocabulary
         self._eos_token_ids = frozenset(vocabulary.eos_token_ids)
 
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        return self._eos_token_ids
+
+    def release(self, sequence: Sequence) -> Delta | None:
+        """The tokens that were appended without `take`; None when there are none. Such tokens end nothing."""
+        start, end = sequence.num_told, sequence.num_tokens
+        if start == end:
+            return None
+        sequence.num_told = end
+        token_ids: list[int] = sequence.tokens[start:end].tolist()
+        text = sequence.detokenizer.add(token_ids)
+        return Delta(sequence.request.request.request_id, sequence.index, text, token_ids)
+
     def take(self, sequence: Sequence, token_id: int, score: TokenScore | None) -> tuple[Delta, SequenceEnd | None]:
-        """Appends a token to the sequence. Returns its delta and, when it was the last, how the sequence ended."""
+        """Appends a token to the sequence. Returns its delta, with what was held before it, and, when it was the last,
+        how the sequence ended."""
+        held = self.release(sequence)
+        delta, end = self._take(sequence, token_id, score)
+        if held is not None:
+            delta.text = held.text + delta.text
+            delta.token_ids = held.token_ids + delta.token_ids
+        return delta, end
+
+    def _take(self, sequence: Sequence, token_id: int, score: TokenScore | None) -> tuple[Delta, SequenceEnd | None]:
         sampling = sequence.request.request.sampling
         sequence.append(token_id)
+        sequence.num_told = sequence.num_tokens
         num_output = sequence.num_output
         reason, matched, text = self._read(sequence, token_id)
         if reason is None and num_output >= sequence.max_output:

@@ -111,6 +111,7 @@ class Scheduler:
     _lengths: NDArray[np.int64] = field(init=False)
     _reserved: NDArray[np.int64] = field(init=False)
     _deterministic: bool = False
+    _num_secured_steps: int = 0  # decode steps until a row needs more memory, while the batch stays as it is
 
     def __post_init__(self) -> None:
         rows = self.config.max_running_requests
@@ -162,7 +163,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerStep | None:
         """The next step; None when there is nothing to compute."""
-        if not (self._is_dirty or self._num_waiting or self._prefilling) and self._has_memory():
+        if self._num_secured_steps > 0 and not (self._is_dirty or self._num_waiting or self._prefilling):
             return self._step([], [], is_new=False)
         self._secure_decoding()
         chunks, prefilling = self._plan_prefill()
@@ -171,6 +172,8 @@ class Scheduler:
         is_new = self._is_dirty
         if is_new:
             self._fill_rows()
+        rows = len(self._decoding)
+        self._num_secured_steps = int((self._reserved[:rows] - self._lengths[:rows]).min()) if rows else 0
         return self._step(chunks, prefilling, is_new=is_new)
 
     def advance(self, step: SchedulerStep) -> list[Sequence]:
@@ -180,6 +183,7 @@ class Scheduler:
         """
         rows = len(step.decoding)
         if rows:
+            self._num_secured_steps -= 1
             self._lengths[:rows] += 1
             for sequence in step.decoding:
                 sequence.num_computed += 1
@@ -199,9 +203,9 @@ class Scheduler:
         """Tells the token that a decoding sequence feeds in the next step."""
         self._token_ids[sequence.slot] = token_id
 
-    def _has_memory(self) -> bool:
-        rows = len(self._decoding)
-        return rows > 0 and bool((self._lengths[:rows] < self._reserved[:rows]).all())
+    def set_next_tokens(self, token_ids: NDArray[np.int64]) -> None:
+        """Tells the token that each decode row feeds in the next step, [num_rows] as in the last step."""
+        self._token_ids[: len(token_ids)] = token_ids
 
     def _step(self, chunks: list[PrefillChunk], prefilling: list[Sequence], *, is_new: bool) -> SchedulerStep:
         rows = len(self._decoding)

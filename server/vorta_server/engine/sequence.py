@@ -38,6 +38,7 @@ class Sequence:
         max_output: Most tokens to generate.
         row: The sampler's state.
         stop: None when the request has no stop strings.
+        num_told: Tokens whose text has been handed out, the prompt's included; the rest up to `num_tokens` is held.
     """
 
     request: RunningRequest
@@ -55,7 +56,7 @@ class Sequence:
     slot: int = -1
     num_computed: int = 0
     num_preempted: int = 0
-    pending_text: str = ""
+    num_told: int = 0
 
     @property
     def num_output(self) -> int:

@@ -308,6 +308,6 @@ class LogReader:
                 run.append(event)
                 index += 1
             event = merge_deltas(run)
-            self._next_write_s = self._loop.time() + self._pacer.interval_s
+            self._next_write_s = self._pacer.next_write_s(self._loop.time())
         self._next_index = index + 1
         return index, event

@@ -40,6 +40,14 @@ class WritePacer:
         """Seconds between two messages of one stream."""
         return min(self.num_streams * self._interval_per_stream_s, self._max_interval_s)
 
+    def next_write_s(self, now_s: float) -> float:
+        """When a stream that writes now may write again: at the next tick, which all streams share.
+
+        Writes of one moment share their wake-ups and packets, on both sides.
+        """
+        interval_s = self.interval_s
+        return (now_s // interval_s + 1.0) * interval_s if interval_s > 0 else now_s
+
 
 class StreamBuffer:
     """Events of one request on their way to its only reader.
@@ -136,10 +144,10 @@ class StreamBuffer:
         self._pending = []
         self._pending_bytes = 0
         if self._has_delta:
-            self._next_write_s = self._loop.time() + self._pacer.interval_s
+            self._next_write_s = self._pacer.next_write_s(self._loop.time())
         elif type(pending[-1][1]) is Delta:
             self._has_delta = True
-            self._next_write_s = self._loop.time() + self._pacer.interval_s
+            self._next_write_s = self._pacer.next_write_s(self._loop.time())
         if len(pending) == 1:
             return pending[0]
         ready = _merge(pending)

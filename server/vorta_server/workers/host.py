@@ -56,6 +56,9 @@ _MESSAGE_BYTES = 64
 
 _TOO_MANY_CALLS = Failure.of(ResourceExhausted("too many texts wait for tokenization", retry_delay_s=1.0))
 
+_ROWS_PER_INTERVAL = 8
+"""Rows above which the flush interval grows in proportion."""
+
 _STATS_INTERVAL_S = 0.25
 _IDLE_S = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -176,7 +179,7 @@ class WorkerHost:
         while self._encoded:
             self._encoded.popleft()()
         if self._engine.has_work:
-            self._post(self._engine.step())
+            self._post(self._engine.step(hold=True))
         self._flush()
         self._report()
 
@@ -184,7 +187,7 @@ class WorkerHost:
         if self._engine.has_work or self._encoded:
             return 0.0
         if self._outboxes:
-            return max(0.0, self._last_flush_s + self._flush_interval_s - time.monotonic())
+            return max(0.0, self._last_flush_s + self._interval_s - time.monotonic())
         if self._drain_until_s is not None:
             return 0.05
         return _IDLE_S
@@ -365,16 +368,24 @@ class WorkerHost:
             entry[1].add(event, is_first=is_first)
 
     def _flush(self, *, force: bool = False) -> None:
-        """Sends the boxes that hold something urgent, and all of them when the interval is over."""
-        if not self._outboxes:
-            return
+        """Sends the boxes that hold something urgent, and everything when the interval is over."""
         now = time.monotonic()
-        is_due = force or now - self._last_flush_s >= self._flush_interval_s
-        for key, (connection, outbox) in list(self._outboxes.items()):
-            if is_due or outbox.is_urgent:
+        if force or now - self._last_flush_s >= self._interval_s:
+            self._post(self._engine.release())
+            self._last_flush_s = now
+            for connection, outbox in self._outboxes.values():
                 self._transport.send(connection, Step(outbox.events))
-                del self._outboxes[key]
-                self._last_flush_s = now
+            self._outboxes.clear()
+        elif self._outboxes:
+            for key, (connection, outbox) in list(self._outboxes.items()):
+                if outbox.is_urgent:
+                    self._transport.send(connection, Step(outbox.events))
+                    del self._outboxes[key]
+
+    @property
+    def _interval_s(self) -> float:
+        """Seconds between two messages: many rows are worth waiting for together, as the front writes them together."""
+        return self._flush_interval_s * max(1.0, self._engine.num_running / _ROWS_PER_INTERVAL)
 
     def _report(self) -> None:
         now = time.monotonic()

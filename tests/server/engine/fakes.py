@@ -78,13 +78,13 @@ def request(
     )
 
 
-def run(engine: Engine, max_steps: int = 10_000) -> list[Event]:
+def run(engine: Engine, max_steps: int = 10_000, *, hold: bool = False) -> list[Event]:
     """Steps until nothing is left."""
     events: list[Event] = []
     for _ in range(max_steps):
         if not engine.has_work:
             return events
-        events += engine.step()
+        events += engine.step(hold=hold)
     raise AssertionError("the engine does not come to an end")
 
 

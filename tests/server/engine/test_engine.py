@@ -354,12 +354,60 @@ def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None
     engine.check_integrity()
 
 
+def test_held_tokens_come_with_release_and_before_what_cannot_wait() -> None:
+    engine, runner = make_engine(max_batched_tokens=64)
+    engine.submit(request("plain", PROMPT, max_tokens=20))
+    engine.submit(request("scored", PROMPT[5:9], max_tokens=20, logprobs=1))
+    events = engine.step(hold=True)
+    assert len(tokens_of(events, "plain")) == 1  # a first token never waits
+    while not tokens_of(events, "scored"):
+        events += engine.step(hold=True)
+    events += engine.release()
+    for _ in range(5):
+        step = engine.step(hold=True)
+        assert not tokens_of(step, "plain")
+        assert len(tokens_of(step, "scored")) == 1
+        events += step
+    released = engine.release()
+    assert len(tokens_of(released, "plain")) == 5
+    assert engine.release() == []
+    engine.step(hold=True)
+    cancelled = engine.cancel("plain")
+    assert len(tokens_of(cancelled, "plain")) == 1
+    tokens = tokens_of([*events, *released, *cancelled], "plain")
+    assert tokens == expected(runner, PROMPT, 20)[: len(tokens)]
+    assert isinstance(cancelled[-1], Finished)
+    assert cancelled[-1].completion_tokens == len(tokens)
+
+
+@pytest.mark.parametrize("ends_by", ["stop_token_ids", "stop", "eos", "length"])
+def test_holding_changes_neither_tokens_nor_text_nor_end(ends_by: str) -> None:
+    plain, runner = make_engine()
+    plain.submit(request("a", PROMPT, max_tokens=8))
+    options: dict[str, object] = {
+        "stop_token_ids": {"stop_token_ids": (expected(runner, PROMPT, 8)[5],)},
+        "stop": {"stop": (text_of(run(plain), "a")[4:6],)},
+        "eos": {},
+        "length": {"ignore_eos": True},
+    }[ends_by]
+
+    def outcome(hold: bool) -> tuple[list[int], str, object]:
+        engine, _ = make_engine(eos_every=11)
+        engine.submit(request("a", PROMPT, max_tokens=40, **options))
+        events = run(engine, hold=hold)
+        (end,) = ends_of(events, "a")
+        return tokens_of(events, "a"), text_of(events, "a"), end.sequences
+
+    assert outcome(True) == outcome(False)
+
+
 prompts = st.lists(st.integers(1, 3), min_size=1, max_size=60)
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), prompts, st.integers(1, 40), st.integers(1, 3), st.integers(-1, 1)),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("step"), st.integers(1, 6)),
+        st.tuples(st.just("release")),
     ),
     min_size=5,
     max_size=40,
@@ -367,9 +415,15 @@ actions = st.lists(
 
 
 @settings(max_examples=120, deadline=None)
-@given(actions=actions, max_running=st.integers(1, 4), blocks=st.integers(2, 6), budget=st.integers(1, 40))
+@given(
+    actions=actions,
+    max_running=st.integers(1, 4),
+    blocks=st.integers(2, 6),
+    budget=st.integers(1, 40),
+    hold=st.booleans(),
+)
 def test_any_history_ends_every_request_once_with_the_right_tokens(
-    actions: list[tuple], max_running: int, blocks: int, budget: int
+    actions: list[tuple], max_running: int, blocks: int, budget: int, hold: bool
 ) -> None:
     engine, runner = make_engine(
         max_running=max_running, max_model_len=128, capacity=blocks * 64, max_batched_tokens=budget, eos_every=29
@@ -392,14 +446,19 @@ def test_any_history_ends_every_request_once_with_the_right_tokens(
             if ended:
                 cancelled.add(key)
             events += ended
+        elif action[0] == "release":
+            events += engine.release()
         else:
             for _ in range(action[1]):
-                events += engine.step()
+                events += engine.step(hold=hold)
         engine.check_integrity()
-    events += run(engine)
+    events += run(engine, hold=hold)
+    assert engine.release() == []
     engine.check_integrity()
     for key, (prompt, max_tokens, n) in submitted.items():
-        assert len(ends_of(events, key)) == 1
+        (end,) = ends_of(events, key)
+        assert [event for event in events if event.request_id == key][-1] is end
+        assert end.completion_tokens == sum(len(tokens_of(events, key, index)) for index in range(n))
         tokens = expected(runner, prompt, max_tokens)
         if 0 in tokens:
             tokens = tokens[: tokens.index(0) + 1]
