@@ -24,4 +24,10 @@ echo "installing the locked dependencies into $venv"
 # --no-deps: the lock is the whole closure, and pip 23 would resolve an extra of a locked package to its newest release.
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+if ! command -v c++ >/dev/null && [ "$(id -u)" = 0 ]; then
+  echo "installing a C++ compiler, which builds the kernels" >&2
+  apt-get update -qq && apt-get install -y -qq g++ >/dev/null || true
+fi
+"$venv/bin/python" -m vorta_kernels.cpu >/dev/null ||
+  echo "Without a C++ compiler models run on ONNX Runtime's operators alone, which are slower." >&2
 touch "$venv/.setup-done"

@@ -106,16 +106,24 @@ def _brief(measured: dict[str, Any]) -> str:
 
 
 def _contenders(checkpoint: Path, work: Path, precisions: Sequence[str], peer_python: str | None) -> list[Contender]:
+    from vorta_kernels import cpu
     from vorta_server.compiler.cache import artifact_for
+    from vorta_server.compiler.plan import Kernels
 
+    kernels: Kernels = "vorta" if cpu.is_available() else "portable"
+    # As it is compiled by default, and with the blocks that the peers' 4-bit weights have.
+    blocks: dict[str, int | None] = {"": None} if checkpoint.name == "mini" else {"": None, " block 32": 32}
     contenders = [
         Contender(
-            name=f"vorta {precision}",
+            name=f"vorta {precision}{name}",
             engine="vorta",
             python=sys.executable,
-            model=artifact_for(checkpoint, precision=precision, cache_dir=work / "artifacts"),
+            model=artifact_for(
+                checkpoint, precision=precision, kernels=kernels, block=block, cache_dir=work / "artifacts"
+            ),
         )
         for precision in precisions
+        for name, block in blocks.items()
     ]
     if peer_python is None:
         return contenders

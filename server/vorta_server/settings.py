@@ -84,7 +84,7 @@ class FrontSettings:
 
     max_concurrent_requests: Count = 1024
     max_buffered_bytes_per_stream: NumBytes = 1024 * 1024
-    write_cost_s: Seconds = 100e-6
+    write_cost_s: Seconds = 200e-6
     write_share: Annotated[float, Gt(0), Le(1)] = 0.03
     max_write_interval_s: Annotated[float, Ge(0), Le(1)] = 0.05
 

@@ -134,7 +134,9 @@ def main() -> None:
     command.add_argument("--num-replicas", type=int, default=1, help="processes that share each batch (CPU)")
     command.add_argument("--warmup-steps", type=int, default=100)
     command.add_argument("--seed", type=int, default=1)
-    command.add_argument("--decay-from", type=float, default=0.45, help="share of the budget after which the rate falls")
+    command.add_argument(
+        "--decay-from", type=float, default=0.45, help="share of the budget after which the rate falls"
+    )
     command.add_argument(
         "--quantize-from", type=float, default=0.75, help="share of the budget after which weights are fake int4"
     )

@@ -101,8 +101,8 @@ def encode_documents(
 ) -> list[tuple[list[int], list[bool]]]:
     """Token ids of each document and which of them are learnt; parts are encoded apart, as at inference.
 
-    Of a question, a quarter of those tokens are learnt that an earlier pair of neighbours foretells, such as the rest of
-    a name that came before. They teach to find and copy, which answers from a context rest on.
+    Of a question, a quarter of those tokens are learnt that an earlier pair of neighbours foretells, such as the rest
+    of a name that came before. They teach to find and copy, which answers from a context rest on.
     """
     flat = [text for parts in documents for text, _ in parts]
     encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))

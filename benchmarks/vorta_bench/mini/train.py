@@ -169,7 +169,9 @@ def train(
     )
     bfloat16 = has_fast_bfloat16(torch.device(device))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters on {device}{' in bfloat16' if bfloat16 else ''}, {config}", flush=True)
+    print(
+        f"{num_parameters / 1e6:.2f} M parameters on {device}{' in bfloat16' if bfloat16 else ''}, {config}", flush=True
+    )
     start = last_save = time.monotonic()
     num_tokens, running, step = 0, 0.0, 0
     progress = 0.0

@@ -31,8 +31,10 @@ class VortaPeer:
 
     @property
     def setting(self) -> str:
-        """Which graphs the artifact has."""
-        return ", ".join(f"{graph.file} from {graph.min_rows}" for graph in self._runner.manifest.graphs)
+        """Whose kernels the artifact needs and which graphs it has."""
+        manifest = self._runner.manifest
+        graphs = ", ".join(f"{graph.file} from {graph.min_rows}" for graph in manifest.graphs)
+        return f"{manifest.kernels} kernels, {graphs}"
 
     def prefill_s(self, prompt: Tokens) -> float:
         """See `Peer`; the prompt is one chunk."""

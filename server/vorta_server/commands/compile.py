@@ -32,6 +32,16 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--precision", default="int8", metavar="fp32|int8|int4", help="of the weights; default: %(default)s"
     )
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "vorta", "portable"),
+        default="auto",
+        help="operators of int8 and int4 artifacts: Vorta's, built for the machine that serves, or ONNX Runtime's "
+        "alone; auto takes Vorta's where they can be built; default: %(default)s",
+    )
+    parser.add_argument(
+        "--block", type=int, metavar="N", help="weights that share a scale, 16 to 256; default: 32, large models 128"
+    )
     parser.add_argument("--max-model-len", type=int, metavar="N", help="tokens; default: what the checkpoint names")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where pulled models are")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there")
@@ -41,12 +51,16 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run_compile(arguments: argparse.Namespace) -> int:
     """Compiles; returns the exit code. Raises VortaError for a checkpoint or argument at fault."""
+    from vorta_kernels import cpu
     from vorta_server.commands.data_dir import find_data_dir
     from vorta_server.compiler.artifact import ArtifactError, StorageError
     from vorta_server.compiler.checkpoint import CheckpointError
     from vorta_server.compiler.compile import compile_checkpoint
     from vorta_server.registry.source import resolve_source
 
+    kernels = arguments.kernels
+    if kernels == "auto":
+        kernels = "vorta" if cpu.is_available() else "portable"
     source = resolve_source(arguments.checkpoint, data_dir=find_data_dir(arguments.data_dir))
     start_s = time.monotonic()
     with ProgressBar(is_shown=sys.stderr.isatty() and not arguments.json) as bar:
@@ -56,6 +70,8 @@ def run_compile(arguments: argparse.Namespace) -> int:
                 arguments.out,
                 target=arguments.target,
                 precision=arguments.precision,
+                kernels=kernels,
+                block=arguments.block,
                 max_model_len=arguments.max_model_len,
                 progress=bar.report,
                 overwrite=arguments.force,
@@ -72,6 +88,7 @@ def run_compile(arguments: argparse.Namespace) -> int:
         "architecture": manifest.architecture,
         "target": manifest.target,
         "precision": manifest.precision,
+        "kernels": manifest.kernels,
         "max_model_len": manifest.max_model_len,
         "size_bytes": num_bytes,
         "elapsed_s": round(time.monotonic() - start_s, 3),
@@ -112,6 +129,6 @@ class ProgressBar:
 def _checkpoint_error(exc: Exception, source: Path) -> VortaError:
     """The compiler's refusal, as an error of the family; an argument's fault is told from the checkpoint's."""
     field: str | None = getattr(exc, "field", None)
-    if field in ("target", "precision", "max_model_len"):
+    if field in ("target", "precision", "block", "max_model_len"):
         return InvalidArgument(str(exc), field=field)
     return FailedPrecondition(str(exc), reason="CHECKPOINT_INVALID", metadata={"path": source}, field=field)

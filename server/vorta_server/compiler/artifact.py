@@ -83,6 +83,7 @@ class Manifest:
     """What manifest.json holds.
 
     Attributes:
+        kernels: whose operators the graphs need: ONNX Runtime's alone, or those of `vorta_kernels.cpu` too.
         num_parameters: weights of the checkpoint, shared ones counted once; 0 when unknown.
         head_dim: elements of a head in the KV cache, at least the model's own.
         max_model_len: positions that the artifact can address.
@@ -98,6 +99,7 @@ class Manifest:
     model_type: str
     target: str
     precision: str
+    kernels: Literal["portable", "vorta"] = "portable"
     num_parameters: int = 0
     vocab_size: int
     hidden_size: int

@@ -15,6 +15,7 @@ from pathlib import Path
 from vorta_server.compiler.artifact import ArtifactError, load_manifest, remove_leftovers
 from vorta_server.compiler.checkpoint import Checkpoint
 from vorta_server.compiler.compile import COMPILER_VERSION, Progress, check_request, compile_checkpoint
+from vorta_server.compiler.plan import Kernels
 
 _POLL_S = 0.05
 
@@ -27,6 +28,8 @@ def artifact_for(
     source: Path,
     *,
     precision: str,
+    kernels: Kernels = "portable",
+    block: int | None = None,
     cache_dir: Path,
     target: str = "cpu",
     max_model_len: int | None = None,
@@ -35,7 +38,7 @@ def artifact_for(
 ) -> Path:
     """The artifact of a checkpoint, compiled into cache_dir unless a sound one is there already.
 
-    Keyed by the checkpoint's fingerprint, target, precision, length and the compiler's version. Processes
+    Keyed by the checkpoint's fingerprint, target, precision, kernels, block, length and the compiler's version. Processes
     that ask at once compile once; an artifact that was damaged is compiled anew.
 
     Raises what compile_checkpoint raises, and CacheBusyError after lock_timeout_s.
@@ -43,7 +46,7 @@ def artifact_for(
     check_request(target, precision)
     with Checkpoint(source) as checkpoint:
         fingerprint = checkpoint.fingerprint()
-    key = f"{fingerprint}\0{target}\0{precision}\0{max_model_len}\0{COMPILER_VERSION}"
+    key = f"{fingerprint}\0{target}\0{precision}\0{kernels}\0{block}\0{max_model_len}\0{COMPILER_VERSION}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.resolve().name).strip(".-") or "model"
     out = cache_dir / f"{name}-{precision}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,8 @@ def artifact_for(
                 out,
                 target=target,
                 precision=precision,
+                kernels=kernels,
+                block=block,
                 max_model_len=max_model_len,
                 progress=progress,
             )

@@ -25,16 +25,18 @@ from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.decoder import DecoderGraph, compiled_head_dim
 from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
-from vorta_server.compiler.linear import PRECISIONS, plan_graphs
+from vorta_server.compiler.plan import PRECISIONS, Kernels, plan_graphs
 from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.compiler.weight import DecoderWeights, tensor_shapes
 
 # Raised whenever the same checkpoint would compile to another artifact, so that caches compile anew.
-COMPILER_VERSION = "3"
+COMPILER_VERSION = "4"
 
 TARGETS = ("cpu",)
 _PLANNED_TARGETS = ("cuda", "tensorrt")
 _WEIGHT_FILE = "weights.bin"
+_BLOCKS = (16, 32, 64, 128, 256)
+_LARGE_PARAMETERS = 100_000_000
 
 Progress = Callable[[str, float], None]
 
@@ -65,6 +67,8 @@ def compile_checkpoint(
     *,
     target: str = "cpu",
     precision: str,
+    kernels: Kernels = "portable",
+    block: int | None = None,
     max_model_len: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -74,6 +78,8 @@ def compile_checkpoint(
 
     Args:
         precision: "fp32", "int8" or "int4"; see quantise.py and linear.py for what they mean.
+        kernels: "vorta" for graphs that run faster and need `vorta_kernels.cpu`; fp32 is always portable.
+        block: weights of int8 and int4 that share a scale: 16, 32, 64, 128 or 256; default see `default_block`.
         max_model_len: positions of the artifact, prompt and output; default what the checkpoint names.
         progress: called with what is being done and the fraction done, 0 to 1.
         overwrite: replace an artifact that is at `out`.
@@ -87,6 +93,10 @@ def compile_checkpoint(
     """
     report = progress or (lambda _stage, _fraction: None)
     check_request(target, precision)
+    if block is not None and block not in _BLOCKS:
+        raise CheckpointError(f"block is {block}; available: {', '.join(map(str, _BLOCKS))}", field="block")
+    if precision == "fp32":
+        kernels = "portable"
     report("reading the checkpoint", 0.0)
     with Checkpoint(source) as checkpoint:
         config = ConfigReader(checkpoint.config, source / "config.json")
@@ -95,7 +105,8 @@ def compile_checkpoint(
         length = _model_len(spec, max_model_len)
         tokens = _read_tokens(checkpoint, config, spec)
         tokenizer = checkpoint.tokenizer_contents()
-        plans = plan_graphs(precision)
+        num_parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
+        plans = plan_graphs(precision, kernels, block or default_block(num_parameters))
         with ArtifactWriter(out, overwrite=overwrite, opener=opener) as writer:
             with writer.create(_WEIGHT_FILE) as stream:
                 weight_file = WeightFile(stream, _WEIGHT_FILE)
@@ -118,7 +129,8 @@ def compile_checkpoint(
                 model_type=spec.model_type,
                 target=target,
                 precision=precision,
-                num_parameters=sum(math.prod(shape) for shape in tensor_shapes(spec).values()),
+                kernels=kernels,
+                num_parameters=num_parameters,
                 vocab_size=spec.vocab_size,
                 hidden_size=spec.hidden_size,
                 num_layers=spec.num_layers,
@@ -137,6 +149,12 @@ def compile_checkpoint(
             )
             writer.commit(manifest)
     return manifest
+
+
+def default_block(num_parameters: int) -> int:
+    """Weights that share a scale: 32 in models that fit a processor's caches, 128 (as in GPTQ and AWQ checkpoints) in
+    others, whose speed at few rows is that of reading scales and weights from memory."""
+    return 32 if num_parameters < _LARGE_PARAMETERS else 128
 
 
 class _Tokens(msgspec.Struct, frozen=True, kw_only=True):

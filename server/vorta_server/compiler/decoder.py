@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
+from vorta_server.compiler.graph import GraphBuilder
 from vorta_server.compiler.head import HeadLayout, head_layout
-from vorta_server.compiler.linear import Linear, LinearLowering
+from vorta_server.compiler.linear import AttentionLayer, Linear, LinearLowering
 from vorta_server.compiler.rope import rope_tables
 from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.compiler.weight import DecoderWeights, take_columns, take_rows
@@ -80,7 +80,7 @@ class DecoderGraph:
                 heads_dim = spec.num_heads * self._layout.dim
                 attended = self._wanted_rows(f"{prefix}.self_attn.wanted", attended, heads_dim)
                 residual = self._wanted_rows(f"{prefix}.residual.wanted", residual, spec.hidden_size)
-            delta = self._lowering.linear(graph, attended, self._output_projection(layer))
+            delta = self._lowering.delta(graph, attended, self._output_projection(layer))
             normed, residual = self._add_norm(f"{prefix}.post_attention_layernorm", residual, delta)
             delta = self._feed_forward(layer, normed)
         normed, _ = self._add_norm("norm", residual, delta)
@@ -95,27 +95,8 @@ class DecoderGraph:
 
     def _add_norm(self, name: str, residual: str, delta: str | None) -> tuple[str, str]:
         """RMS norm of residual + delta; returns it and the sum."""
-        scale = self._graph.constant(f"{name}.weight", self._weights.vector(f"model.{name}.weight"))
-        epsilon = self._spec.rms_norm_eps
-        if delta is None:
-            normed = self._graph.node(
-                "SimplifiedLayerNormalization",
-                [residual, scale],
-                [name],
-                axis=-1,
-                epsilon=epsilon,
-                stash_type=1,
-            )
-            return normed, residual
-        total = f"{name}.residual"
-        self._graph.node(
-            "SkipSimplifiedLayerNormalization",
-            [residual, delta, scale],
-            [name, "", "", total],
-            domain=MICROSOFT,
-            epsilon=epsilon,
-        )
-        return name, total
+        weight = self._graph.constant(f"{name}.weight", self._weights.vector(f"model.{name}.weight"))
+        return self._lowering.norm(self._graph, name, residual, delta, weight, self._spec.rms_norm_eps)
 
     def _attention(self, layer: int, x: str) -> str:
         graph, spec = self._graph, self._spec
@@ -129,31 +110,23 @@ class DecoderGraph:
         else:
             query, key, value = self._lowering.packed(graph, x, f"{prefix}.qkv_proj", parts), "", ""
         shape: list[int | str] = ["batch", spec.num_kv_heads, "capacity", self._layout.dim]
-        cache = [f"key_{layer}", f"value_{layer}"]
+        cache = (f"key_{layer}", f"value_{layer}")
         for name in cache:
             graph.input(f"past_{name}", TensorProto.FLOAT, shape)
             graph.output(f"present_{name}", TensorProto.FLOAT, shape)
-        window = spec.windows[layer]
-        return graph.node(
-            "GroupQueryAttention",
-            [
-                query,
-                key,
-                value,
-                *(f"past_{name}" for name in cache),
-                "seqlens_k",
-                "total_sequence_length",
-                "cos_cache",
-                "sin_cache",
-            ],
-            [f"{prefix}.attention", *(f"present_{name}" for name in cache)],
-            domain=MICROSOFT,
-            num_heads=spec.num_heads,
-            kv_num_heads=spec.num_kv_heads,
-            do_rotary=1,
-            rotary_interleaved=0,
-            scale=1.0 / math.sqrt(spec.head_dim),
-            local_window_size=-1 if window is None else window,
+        return self._lowering.attention(
+            graph,
+            f"{prefix}.attention",
+            AttentionLayer(
+                query=query,
+                key=key,
+                value=value,
+                cache=cache,
+                num_heads=spec.num_heads,
+                num_kv_heads=spec.num_kv_heads,
+                scale=1.0 / math.sqrt(spec.head_dim),
+                window=spec.windows[layer],
+            ),
         )
 
     def _head_projection(self, name: str, num_heads: int) -> Linear:
@@ -194,7 +167,7 @@ class DecoderGraph:
         graph, prefix = self._graph, f"layers.{layer}.mlp"
         gate, up = self._linear(f"{prefix}.gate_proj"), self._linear(f"{prefix}.up_proj")
         product = self._lowering.gated(graph, x, f"{prefix}.product", gate, up)
-        return self._lowering.linear(graph, product, self._linear(f"{prefix}.down_proj"))
+        return self._lowering.delta(graph, product, self._linear(f"{prefix}.down_proj"))
 
     def _linear(self, name: str) -> Linear:
         weight = self._weights.matrix(f"model.{name}.weight")

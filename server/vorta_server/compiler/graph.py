@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 MICROSOFT = "com.microsoft"
+VORTA = "vorta"  # the operators of vorta_kernels.cpu
 OPSET = 21
 IR_VERSION = 10
 
@@ -176,5 +177,5 @@ class GraphBuilder:
     def model(self, name: str) -> onnx.ModelProto:
         """The finished graph."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._initializers.values()))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(VORTA, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vorta")

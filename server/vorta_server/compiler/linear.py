@@ -1,7 +1,7 @@
 """How linear layers and embeddings compute, by precision: the seam between shape and arithmetic.
 
-A lowering adds the nodes of a linear layer to a graph and its weights to the weight file; `plan_graphs`
-says which graphs an artifact of some precision has, and from how many rows on each is used.
+A lowering adds the nodes of a linear layer to a graph and its weights to the weight file, and the norms and the
+attention between them, since what those leave is what the next layer reads.
 
 Contract of every lowering: y = x W^T + b over the last axis of x, whatever x's other axes and with zero
 rows too; weights are stored under names derived from the layer's name and the lowering's own storage, so
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -27,14 +28,8 @@ from vorta_server.compiler.weight import Matrix, stack_rows
 
 T = TypeVar("T")
 
-PRECISIONS = ("fp32", "int8", "int4")
-
 # Rows are read and quantised in pieces of about this many elements, few enough to stay in the caches.
 _CHUNK_ELEMENTS = 1 << 19
-
-# Rows from which multiplying 8-bit integers is faster than unpacking blocks; benchmarks/results/cpu.md has the
-# measurements.
-_INTEGER_MIN_ROWS = {"int4": 4, "int8": 2}
 
 # MatMulNBits quantises its input to 8 bits by blocks of 32 at this level, and multiplies integers.
 _INT8_ACTIVATIONS = 4
@@ -75,24 +70,40 @@ class LinearLowering(Protocol):
         """Rows of the table [V, K] at ids [B, S]: [B, S, K] float32."""
         ...
 
+    def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        """The layer's output, read by `norm` of this lowering alone; returns its name."""
+        ...
+
+    def norm(
+        self, graph: GraphBuilder, name: str, residual: str, delta: str | None, weight: str, epsilon: float
+    ) -> tuple[str, str]:
+        """RMS norm of residual + delta times weight, read by linear layers of this lowering alone, and the sum."""
+        ...
+
+    def attention(self, graph: GraphBuilder, name: str, layer: AttentionLayer) -> str:
+        """Rotates, appends to the cache and attends: [B, S, num_heads * head_dim] float32."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraphPlan:
-    """One graph of an artifact: its file, the rows (B * S) from which it is used, and its lowering."""
+class AttentionLayer:
+    """One attention layer of a graph; see `decoder.py` for the graph's inputs.
 
-    file: str
-    min_rows: int
-    lowering: LinearLowering
+    Attributes:
+        query: [B, S, num_heads * head_dim], or with key and value behind it where those are empty.
+        key, value: Names of [B, S, num_kv_heads * head_dim], or empty.
+        cache: Names of the layer's keys and values, to which past_ or present_ is prefixed.
+        window: Positions that a query sees, itself included; None for all.
+    """
 
-
-def plan_graphs(precision: str) -> list[GraphPlan]:
-    """The graphs of an artifact of this precision (one of PRECISIONS), ascending in min_rows from 1."""
-    if precision == "fp32":
-        return [GraphPlan(file="model.onnx", min_rows=1, lowering=Float32Lowering())]
-    return [
-        GraphPlan(file="model.onnx", min_rows=1, lowering=BlockLowering(precision)),
-        GraphPlan(file="model_many_rows.onnx", min_rows=_INTEGER_MIN_ROWS[precision], lowering=IntegerLowering()),
-    ]
+    query: str
+    key: str
+    value: str
+    cache: tuple[str, str]
+    num_heads: int
+    num_kv_heads: int
+    scale: float
+    window: int | None
 
 
 def gate_with_silu(graph: GraphBuilder, name: str, gate: str, up: str) -> str:
@@ -111,16 +122,12 @@ def stack_linears(name: str, parts: Sequence[Linear]) -> Linear:
     return Linear(name=name, weight=stack_rows(name, [part.weight for part in parts]), bias=bias)
 
 
-class Float32Lowering:
-    """Weights as they are, [N, K] float32, multiplied transposed. A tied embedding is stored once."""
+class StandardLowering:
+    """What lowerings have in common that use the operators of ONNX Runtime."""
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
-        weight = self._store(graph, layer.weight)
-        product = layer.name if layer.bias is None else f"{layer.name}/product"
-        graph.node("FusedMatMul", [x, weight], [product], domain=MICROSOFT, transB=1)
-        if layer.bias is None:
-            return product
-        return graph.node("Add", [product, graph.constant(f"{layer.name}.bias", layer.bias)], [layer.name])
+        """Each lowering's own."""
+        raise NotImplementedError
 
     def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
         return self.linear(graph, x, stack_linears(name, parts))
@@ -131,6 +138,62 @@ class Float32Lowering:
     def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
         return gate_with_silu(graph, name, self.linear(graph, x, gate), self.linear(graph, x, up))
 
+    def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        return self.linear(graph, x, layer)
+
+    def norm(
+        self, graph: GraphBuilder, name: str, residual: str, delta: str | None, weight: str, epsilon: float
+    ) -> tuple[str, str]:
+        if delta is None:
+            graph.node(
+                "SimplifiedLayerNormalization", [residual, weight], [name], axis=-1, epsilon=epsilon, stash_type=1
+            )
+            return name, residual
+        total = f"{name}.residual"
+        graph.node(
+            "SkipSimplifiedLayerNormalization",
+            [residual, delta, weight],
+            [name, "", "", total],
+            domain=MICROSOFT,
+            epsilon=epsilon,
+        )
+        return name, total
+
+    def attention(self, graph: GraphBuilder, name: str, layer: AttentionLayer) -> str:
+        return graph.node(
+            "GroupQueryAttention",
+            [
+                layer.query,
+                layer.key,
+                layer.value,
+                *(f"past_{part}" for part in layer.cache),
+                "seqlens_k",
+                "total_sequence_length",
+                "cos_cache",
+                "sin_cache",
+            ],
+            [name, *(f"present_{part}" for part in layer.cache)],
+            domain=MICROSOFT,
+            num_heads=layer.num_heads,
+            kv_num_heads=layer.num_kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            scale=layer.scale,
+            local_window_size=-1 if layer.window is None else layer.window,
+        )
+
+
+class Float32Lowering(StandardLowering):
+    """Weights as they are, [N, K] float32, multiplied transposed. A tied embedding is stored once."""
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        weight = self._store(graph, layer.weight)
+        product = layer.name if layer.bias is None else f"{layer.name}/product"
+        graph.node("FusedMatMul", [x, weight], [product], domain=MICROSOFT, transB=1)
+        if layer.bias is None:
+            return product
+        return graph.node("Add", [product, graph.constant(f"{layer.name}.bias", layer.bias)], [layer.name])
+
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
         return graph.node("Gather", [self._store(graph, table), ids], ["embedding"])
 
@@ -140,19 +203,20 @@ class Float32Lowering:
         return graph.weight(graph.store(key, np.float32, shape, row_chunks(matrix, lambda rows: rows)))
 
 
-class BlockLowering:
-    """Weights in blocks of 32 at 4 or 8 bits (see quantise.py), through MatMulNBits with 8-bit activations.
+class BlockLowering(StandardLowering):
+    """Weights in blocks at 4 or 8 bits (see quantise.py), through MatMulNBits with 8-bit activations.
 
     The embedding is kept at 8 bits in both: it costs memory, not time, since a token reads one row of it;
     and in int8 a tied one shares the head's bytes.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, block: int = BLOCK) -> None:
         self._bits = {"int4": 4, "int8": 8}[precision]
+        self._block = block
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
         num_rows, num_columns = layer.weight.num_rows, layer.weight.num_columns
-        codes, scales = store_blocks(graph, layer.weight, self._bits)
+        codes, scales = store_blocks(graph, layer.weight, self._bits, self._block)
         inputs = [x, graph.weight(codes), graph.weight(scales)]
         if layer.bias is not None:
             inputs += ["", "", graph.constant(f"{layer.name}.bias", layer.bias)]
@@ -164,18 +228,9 @@ class BlockLowering:
             K=num_columns,
             N=num_rows,
             bits=self._bits,
-            block_size=BLOCK,
+            block_size=self._block,
             accuracy_level=_INT8_ACTIVATIONS,
         )
-
-    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
-        return self.linear(graph, x, stack_linears(name, parts))
-
-    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
-        return [self.linear(graph, x, part) for part in parts]
-
-    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
-        return gate_with_silu(graph, name, self.linear(graph, x, gate), self.linear(graph, x, up))
 
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
         if table.num_columns % BLOCK:
@@ -194,7 +249,7 @@ class BlockLowering:
         )
 
 
-class IntegerLowering:
+class IntegerLowering(StandardLowering):
     """8-bit integer products with one scale per row of x and one per output: the fastest for many rows.
 
     Rows of x become uint8 around 128 with scale absmax / 127, so that a row's result does not depend on the
@@ -213,12 +268,6 @@ class IntegerLowering:
             return graph.node("Mul", [product, largest], [layer.name])
         scaled = graph.node("Mul", [product, largest], [f"{layer.name}/scaled"])
         return graph.node("Add", [scaled, graph.constant(f"{layer.name}.bias", layer.bias)], [layer.name])
-
-    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
-        return self.linear(graph, x, stack_linears(name, parts))
-
-    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
-        return [self.linear(graph, x, part) for part in parts]
 
     def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
         activated = self.linear(graph, x, gate)
@@ -291,13 +340,13 @@ def quantise_channels(weight: Float32Array) -> tuple[npt.NDArray[np.int8], Float
     return np.rint(weight / scale[:, None]).astype(np.int8), scale
 
 
-def store_blocks(graph: GraphBuilder, matrix: Matrix, bits: int) -> tuple[str, str]:
-    """Quantises the matrix to 4 or 8 bits and stores codes [N, blocks, 4 * bits] and scales [N, blocks].
+def store_blocks(graph: GraphBuilder, matrix: Matrix, bits: int, block: int = BLOCK) -> tuple[str, str]:
+    """Quantises the matrix to 4 or 8 bits and stores codes [N, blocks, block * bits / 8] and scales [N, blocks].
 
     Returns the keys of both. One pass over the matrix; scales wait in memory (a 32nd of the float32 size).
     """
-    blocks = num_blocks(matrix.num_columns)
-    quantise = quantise_int4 if bits == 4 else quantise_int8
+    blocks = num_blocks(matrix.num_columns, block)
+    quantise = partial(quantise_int4 if bits == 4 else quantise_int8, block=block)
     scale_chunks: list[Float32Array] = []
 
     def codes() -> Iterator[Uint8Array]:
@@ -305,18 +354,19 @@ def store_blocks(graph: GraphBuilder, matrix: Matrix, bits: int) -> tuple[str, s
             scale_chunks.append(scale_chunk)
             yield code_chunk
 
-    code_name, scale_name = f"{matrix.name}.int{bits}", f"{matrix.name}.int{bits}.scale"
-    graph.store(code_name, np.uint8, (matrix.num_rows, blocks, 4 * bits), codes())
+    code_name = f"{matrix.name}.int{bits}" if block == BLOCK else f"{matrix.name}.int{bits}.block{block}"
+    scale_name = f"{code_name}.scale"
+    graph.store(code_name, np.uint8, (matrix.num_rows, blocks, block * bits // 8), codes())
     graph.store(scale_name, np.float32, (matrix.num_rows, blocks), scale_chunks)
     return code_name, scale_name
 
 
-def row_chunks(matrix: Matrix, convert: Callable[[Float32Array], T]) -> Iterator[T]:
+def row_chunks(matrix: Matrix, convert: Callable[[Float32Array], T], multiple: int = 1) -> Iterator[T]:
     """Reads the matrix in slices of rows and yields `convert` of each, in order, converting on all cores.
 
-    At most twice as many slices as cores are in memory.
+    Every slice but the last has a multiple of `multiple` rows. At most twice as many slices as cores are in memory.
     """
-    step = max(1, _CHUNK_ELEMENTS // matrix.num_columns)
+    step = max(1, _CHUNK_ELEMENTS // matrix.num_columns // multiple) * multiple
     num_workers = min(os.cpu_count() or 1, 8)
     pending: deque[Future[T]] = deque()
 

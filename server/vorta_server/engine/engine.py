@@ -393,15 +393,13 @@ class Engine:
                 for _ in range(1, request.num_sequences):
                     self._scheduler.add(self._new_sequence(request, sequence.tokens[: sequence.num_prompt]))
 
-    def _sample_rows(
-        self, logits: FloatArray, events: list[Event], finished: list[Sequence], hold: bool
-    ) -> None:
+    def _sample_rows(self, logits: FloatArray, events: list[Event], finished: list[Sequence], hold: bool) -> None:
         """Samples the decode rows. Rows whose token neither ends them nor must be looked at only note it."""
         rows = self._rows
         sampled = self._sampler.sample(logits, rows.states)
         now = self._clock()
         self.counters.generated_tokens += len(rows.states)
-        urgent = rows.accept(sampled.token_ids)
+        urgent: Sequenced[int] = rows.accept(sampled.token_ids)
         if not hold or sampled.bad_rows:
             urgent = range(len(rows.states))
         self._scheduler.set_next_tokens(sampled.token_ids)
@@ -458,9 +456,7 @@ class Engine:
                 request.ends[sequence.index] = end
                 finished.append(sequence)
 
-    def _cut_short(
-        self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None
-    ) -> list[Event]:
+    def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> list[Event]:
         open_sequences = [sequence for sequence in running.sequences if sequence.index not in running.ends]
         events: list[Event] = self._held_by(running)
         self._scheduler.finish(open_sequences)

@@ -21,7 +21,8 @@ import numpy as np
 import onnxruntime as ort
 
 from vorta.errors import Internal
-from vorta_server.compiler.artifact import Manifest, load_manifest
+from vorta_kernels import cpu
+from vorta_server.compiler.artifact import ArtifactError, Manifest, load_manifest
 from vorta_server.engine.runner import (
     FloatArray,
     IntArray,
@@ -91,9 +92,10 @@ class OnnxRunner:
         self._num_slots = num_slots
         self._max_model_len = length
         scores_bytes = 4 * self._manifest.num_heads * length * _USUAL_CHUNK
+        kernels = _kernel_library(artifact) if self._manifest.kernels == "vorta" else None
         with _attention(is_blocked=scores_bytes > _MAX_SCORES_BYTES):
             self._sessions = [
-                _open_session(artifact / graph.file, threads, len(self._manifest.graphs) > 1)
+                _open_session(artifact / graph.file, threads, len(self._manifest.graphs) > 1, kernels)
                 for graph in self._manifest.graphs
             ]
         self._min_rows = [graph.min_rows for graph in self._manifest.graphs]
@@ -131,10 +133,9 @@ class OnnxRunner:
     def run(self, batch: StepBatch) -> StepResult:
         """Computes a step, prefill chunks first. See `ModelRunner.run`.
 
-        With `deterministic` everything runs on the artifact's last graph. Where that is the one for many rows, its
-        integer sums are exact and its scales belong to one row each, so a row depends on nothing but its own
-        tokens, and whether its prompt came in chunks of one token or of more. An artifact of one graph (fp32)
-        computes the rows one after the other.
+        With `deterministic` everything runs on the artifact's last graph. In quantised artifacts its integer sums are
+        exact and its scales belong to one row each, so a row depends on nothing but its own tokens and how its prompt
+        was cut into chunks. An fp32 artifact computes the rows one after the other.
 
         Raises ValueError for a batch that does not fit the slots, Internal when ONNX Runtime fails.
         """
@@ -153,7 +154,7 @@ class OnnxRunner:
             first += num_logits
         decode_begin_s = time.perf_counter()
         graph = self._graph_for(num_rows, batch.deterministic) if num_rows else 0
-        rows_together = 1 if batch.deterministic and len(self._sessions) == 1 else num_rows
+        rows_together = 1 if batch.deterministic and self._manifest.precision == "fp32" else num_rows
         for row in range(0, num_rows, rows_together or 1):
             self._decode(batch.decode_token_ids, batch.decode_lengths, row, row + rows_together, graph)
         end_s = time.perf_counter()
@@ -298,8 +299,21 @@ def _attention(*, is_blocked: bool) -> Iterator[None]:
             os.environ[_BLOCKS_OFF] = before
 
 
-def _open_session(file: Path, threads: int, has_siblings: bool) -> ort.InferenceSession:
+def _kernel_library(artifact: Path) -> Path:
+    try:
+        return cpu.library()
+    except cpu.BuildError as error:
+        raise ArtifactError(
+            f"{artifact} needs vorta's kernels, which cannot be had here: {error}; compile it with --kernels portable",
+            path=artifact,
+            field="kernels",
+        ) from error
+
+
+def _open_session(file: Path, threads: int, has_siblings: bool, kernels: Path | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    if kernels is not None:
+        options.register_custom_ops_library(str(kernels))
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_ERRORS_ONLY

@@ -10,6 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from vorta.errors import FailedPrecondition, Unavailable
+from vorta_kernels import cpu
 from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.runner import ModelRunner
@@ -157,6 +158,7 @@ def _artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
             compiled = artifact_for(
                 source,
                 precision=config.precision,
+                kernels="vorta" if cpu.is_available() else "portable",
                 cache_dir=Path(config.cache_dir),
                 max_model_len=config.max_model_len,
             )

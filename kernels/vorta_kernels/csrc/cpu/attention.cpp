@@ -1,0 +1,270 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "vec.h"
+
+namespace vorta {
+namespace {
+
+constexpr int64_t kKeyBlock = 128;     // keys whose scores are held at once
+constexpr int64_t kQueryRows = 64;     // (query, head) pairs of a block of queries, about
+constexpr int64_t kPackedRows = 16;    // from as many pairs on, keys are transposed first
+constexpr float kNever = -1e30f;
+
+inline float* scratch(std::vector<float>& memory, int64_t size) {
+  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+inline int64_t rounded_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+// to = x rotated and scaled; pairs are (i, i + dim / 2).
+void rotate(const float* x, const float* cosines, const float* sines, float scale, int64_t dim, float* to) {
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    to[i] = (x[i] * cosines[i] - x[i + half] * sines[i]) * scale;
+    to[i + half] = (x[i + half] * cosines[i] + x[i] * sines[i]) * scale;
+  }
+}
+
+// scores[r, j] = queries[r] . keys[j] for few rows: keys as they lie, [count, dim]; dim is a multiple of 16 and queries
+// are padded to it.
+void score_few(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t dim, float* scores) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* query = queries + r * dim;
+    float* to = scores + r * kKeyBlock;
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) {
+      const float* key = keys + j * dim;
+      Vec a = Vec{}, b = Vec{}, c = Vec{}, d = Vec{};
+      for (int64_t i = 0; i < dim; i += kLanes) {
+        const Vec q = load(query + i);
+        a += q * load(key + i);
+        b += q * load(key + dim + i);
+        c += q * load(key + 2 * dim + i);
+        d += q * load(key + 3 * dim + i);
+      }
+      to[j] = sum(a);
+      to[j + 1] = sum(b);
+      to[j + 2] = sum(c);
+      to[j + 3] = sum(d);
+    }
+    for (; j < count; ++j) {
+      Vec a = Vec{};
+      for (int64_t i = 0; i < dim; i += kLanes) a += load(query + i) * load(keys + j * dim + i);
+      to[j] = sum(a);
+    }
+  }
+}
+
+// The same for any dim, as plain sums.
+void score_any(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t dim, float* scores) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < count; ++j) {
+      float total = 0.0f;
+      for (int64_t i = 0; i < dim; ++i) total += queries[r * dim + i] * keys[j * dim + i];
+      scores[r * kKeyBlock + j] = total;
+    }
+}
+
+template <int kRows>
+void score_tile(const float* queries, const float* packed, int64_t dim, float* scores) {
+  Vec sums[kRows] = {};
+  for (int64_t i = 0; i < dim; ++i) {
+    const Vec keys = load(packed + i * kLanes);
+    for (int r = 0; r < kRows; ++r) sums[r] += keys * queries[r * dim + i];
+  }
+  for (int r = 0; r < kRows; ++r) store(scores + r * kKeyBlock, sums[r]);
+}
+
+// The same for many rows: 16 keys at a time, transposed to [dim, 16].
+void score_many(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t dim, float* packed,
+                float* scores) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const int64_t valid = std::min<int64_t>(kLanes, count - j);
+    for (int64_t k = 0; k < kLanes; ++k) {
+      const float* key = keys + (j + std::min(k, valid - 1)) * dim;
+      for (int64_t i = 0; i < dim; ++i) packed[i * kLanes + k] = key[i];
+    }
+    int64_t r = 0;
+    for (; r + 12 <= rows; r += 12) score_tile<12>(queries + r * dim, packed, dim, scores + r * kKeyBlock + j);
+    for (; r + 4 <= rows; r += 4) score_tile<4>(queries + r * dim, packed, dim, scores + r * kKeyBlock + j);
+    for (; r < rows; ++r) score_tile<1>(queries + r * dim, packed, dim, scores + r * kKeyBlock + j);
+  }
+}
+
+// sums[r, 0:16 kWidth] += weights[r, j] values[j, 0:16 kWidth]
+template <int kRows, int kWidth>
+void mix_tile(const float* weights, const float* values, int64_t count, int64_t dim, float* sums) {
+  Vec totals[kRows][kWidth];
+  for (int r = 0; r < kRows; ++r)
+    for (int w = 0; w < kWidth; ++w) totals[r][w] = load(sums + r * dim + w * kLanes);
+  for (int64_t j = 0; j < count; ++j) {
+    Vec part[kWidth];
+    for (int w = 0; w < kWidth; ++w) part[w] = load(values + j * dim + w * kLanes);
+    for (int r = 0; r < kRows; ++r)
+      for (int w = 0; w < kWidth; ++w) totals[r][w] += part[w] * weights[r * kKeyBlock + j];
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int w = 0; w < kWidth; ++w) store(sums + r * dim + w * kLanes, totals[r][w]);
+}
+
+template <int kWidth>
+void mix_columns(const float* weights, int64_t rows, const float* values, int64_t count, int64_t dim, float* sums) {
+  constexpr int kTile = kWidth >= 4 ? 4 : 8;
+  int64_t r = 0;
+  for (; r + kTile <= rows; r += kTile)
+    mix_tile<kTile, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
+  for (; r < rows; ++r) mix_tile<1, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
+}
+
+void mix(const float* weights, int64_t rows, const float* values, int64_t count, int64_t dim, float* sums) {
+  if (dim % kLanes != 0) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < count; ++j)
+        for (int64_t i = 0; i < dim; ++i) sums[r * dim + i] += weights[r * kKeyBlock + j] * values[j * dim + i];
+    return;
+  }
+  int64_t column = 0;
+  for (; column + 4 * kLanes <= dim; column += 4 * kLanes)
+    mix_columns<4>(weights, rows, values + column, count, dim, sums + column);
+  for (; column + 2 * kLanes <= dim; column += 2 * kLanes)
+    mix_columns<2>(weights, rows, values + column, count, dim, sums + column);
+  for (; column < dim; column += kLanes)
+    mix_columns<1>(weights, rows, values + column, count, dim, sums + column);
+}
+
+}  // namespace
+
+int64_t Attention::past_of(int64_t row) const {
+  // Several rows of several steps are padded prompts on empty slots.
+  if (shape_.batch > 1 && shape_.steps > 1) return 0;
+  return std::max<int64_t>(0, data_.last[row] + 1 - shape_.steps);
+}
+
+int64_t Attention::queries_per_block() const {
+  const int64_t group = shape_.num_heads / shape_.num_kv_heads;
+  return std::max<int64_t>(1, std::min(shape_.steps, kQueryRows / group));
+}
+
+int64_t Attention::num_blocks() const {
+  const int64_t per_block = queries_per_block();
+  return shape_.batch * shape_.num_kv_heads * ((shape_.steps + per_block - 1) / per_block);
+}
+
+void Attention::append(int64_t index) const {
+  const int64_t row = index / shape_.num_kv_heads, head = index % shape_.num_kv_heads;
+  const int64_t dim = shape_.head_dim, past = past_of(row);
+  const int64_t packed_width = (shape_.num_heads + 2 * shape_.num_kv_heads) * dim;
+  const int64_t width = data_.key != nullptr ? shape_.num_kv_heads * dim : packed_width;
+  const int64_t key_start = data_.key != nullptr ? head * dim : (shape_.num_heads + head) * dim;
+  const int64_t value_start =
+      data_.value != nullptr ? head * dim : (shape_.num_heads + shape_.num_kv_heads + head) * dim;
+  const float* keys = data_.key != nullptr ? data_.key : data_.qkv;
+  const float* values = data_.value != nullptr ? data_.value : data_.qkv;
+  float* present_key = data_.present_key + index * shape_.present_capacity * dim;
+  float* present_value = data_.present_value + index * shape_.present_capacity * dim;
+  const float* past_key = data_.past_key + index * shape_.past_capacity * dim;
+  const float* past_value = data_.past_value + index * shape_.past_capacity * dim;
+  if (present_key != past_key) std::memcpy(present_key, past_key, past * dim * sizeof(float));
+  if (present_value != past_value) std::memcpy(present_value, past_value, past * dim * sizeof(float));
+  for (int64_t step = 0; step < shape_.steps; ++step) {
+    const int64_t token = row * shape_.steps + step, position = past + step;
+    rotate(keys + token * width + key_start, data_.cosines + position * (dim / 2), data_.sines + position * (dim / 2),
+           1.0f, dim, present_key + position * dim);
+    std::memcpy(present_value + position * dim, values + token * width + value_start, dim * sizeof(float));
+  }
+}
+
+void Attention::attend(int64_t index) const {
+  const int64_t dim = shape_.head_dim, group = shape_.num_heads / shape_.num_kv_heads;
+  const int64_t per_block = queries_per_block();
+  const int64_t blocks = (shape_.steps + per_block - 1) / per_block;
+  // Later blocks of queries see more keys: they go first, so that no long one is left for the end.
+  const int64_t block = blocks - 1 - index / (shape_.batch * shape_.num_kv_heads);
+  const int64_t slot = index % (shape_.batch * shape_.num_kv_heads);
+  const int64_t row = slot / shape_.num_kv_heads, head = slot % shape_.num_kv_heads;
+  const int64_t first_step = block * per_block;
+  const int64_t num_queries = std::min(per_block, shape_.steps - first_step);
+  const int64_t rows = num_queries * group;
+  const int64_t past = past_of(row);
+  const int64_t width = (shape_.num_heads + (data_.key != nullptr ? 0 : 2 * shape_.num_kv_heads)) * dim;
+  const float* keys = data_.present_key + slot * shape_.present_capacity * dim;
+  const float* values = data_.present_value + slot * shape_.present_capacity * dim;
+
+  static thread_local std::vector<float> memory;
+  float* queries = scratch(memory, rows * dim * 2 + rows * kKeyBlock + dim * kLanes + 2 * rows);
+  float* sums = queries + rows * dim;
+  float* scores = sums + rows * dim;
+  float* packed = scores + rows * kKeyBlock;
+  float* tops = packed + dim * kLanes;
+  float* masses = tops + rows;
+
+  for (int64_t query = 0; query < num_queries; ++query) {
+    const int64_t token = row * shape_.steps + first_step + query, position = past + first_step + query;
+    for (int64_t member = 0; member < group; ++member)
+      rotate(data_.qkv + token * width + (head * group + member) * dim, data_.cosines + position * (dim / 2),
+             data_.sines + position * (dim / 2), shape_.scale, dim, queries + (query * group + member) * dim);
+  }
+  std::fill(sums, sums + rows * dim, 0.0f);
+  std::fill(tops, tops + rows, kNever);
+  std::fill(masses, masses + rows, 0.0f);
+
+  const int64_t last_position = past + first_step + num_queries - 1;
+  int64_t begin = 0;
+  if (shape_.window > 0) begin = std::max<int64_t>(0, past + first_step - shape_.window + 1);
+  for (; begin <= last_position; begin += kKeyBlock) {
+    const int64_t count = std::min(kKeyBlock, last_position + 1 - begin);
+    const float* block_keys = keys + begin * dim;
+    if (rows >= kPackedRows)
+      score_many(queries, rows, block_keys, count, dim, packed, scores);
+    else if (dim % kLanes == 0)
+      score_few(queries, rows, block_keys, count, dim, scores);
+    else
+      score_any(queries, rows, block_keys, count, dim, scores);
+    const int64_t padded = rounded_up(count, kLanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t position = past + first_step + r / group;
+      float* line = scores + r * kKeyBlock;
+      // Keys that this query does not see, and the padding.
+      const int64_t seen_end = std::min(count, position + 1 - begin);
+      const int64_t seen_begin = shape_.window > 0 ? std::max<int64_t>(0, position - shape_.window + 1 - begin) : 0;
+      for (int64_t j = 0; j < std::min(seen_begin, padded); ++j) line[j] = kNever;
+      for (int64_t j = std::max<int64_t>(0, seen_end); j < padded; ++j) line[j] = kNever;
+      if (seen_end <= seen_begin) {
+        std::fill(line, line + padded, 0.0f);
+        continue;
+      }
+      Vec top_lanes = load(line);
+      for (int64_t j = kLanes; j < padded; j += kLanes) top_lanes = maximum(top_lanes, load(line + j));
+      const float top = std::max(tops[r], largest(top_lanes));
+      Vec mass = Vec{};
+      for (int64_t j = 0; j < padded; j += kLanes) {
+        const Vec weight = exponential(load(line + j) - top);
+        store(line + j, weight);
+        mass += weight;
+      }
+      if (top > tops[r] && begin > 0) {
+        const float shrink = tops[r] > kNever ? std::exp(tops[r] - top) : 0.0f;
+        masses[r] *= shrink;
+        for (int64_t i = 0; i < dim; ++i) sums[r * dim + i] *= shrink;
+      }
+      tops[r] = top;
+      masses[r] += sum(mass);
+    }
+    mix(scores, rows, values + begin * dim, count, dim, sums);
+  }
+  const int64_t out_width = shape_.num_heads * dim;
+  for (int64_t query = 0; query < num_queries; ++query) {
+    float* to = data_.out + (row * shape_.steps + first_step + query) * out_width + head * group * dim;
+    for (int64_t member = 0; member < group; ++member) {
+      const int64_t r = query * group + member;
+      const float inverse = 1.0f / masses[r];
+      for (int64_t i = 0; i < dim; ++i) to[member * dim + i] = sums[r * dim + i] * inverse;
+    }
+  }
+}
+
+}  // namespace vorta

@@ -1,0 +1,33 @@
+// Products of 8-bit rows with weights of 4 or 8 bits in blocks that share a scale: y = factor * (x (q - zero) scale^T) + b.
+//
+// Weights lie in tiles of 16 outputs, as the dot-product instructions read them. A group is 64 bytes, four of each
+// output: at 8 bits the codes of inputs 4 g to 4 g + 3; at 4 bits those of inputs 8 g to 8 g + 3 in the low halves and of
+// 8 g + 4 to 8 g + 7 in the high ones. A tile holds its groups in order, scales are [tiles, blocks, 16]. Codes are
+// unsigned with zero at 8 or 128. The sum of a block is exact, in 32 bits; blocks are added in order, in floats. So a
+// row's result depends on that row alone, however many are computed together.
+#pragma once
+
+#include <cstdint>
+
+namespace vorta {
+
+constexpr int64_t kTile = 16;
+
+struct BlockWeights {
+  const uint8_t* codes;
+  const float* scales;
+  const float* bias;  // [num_outputs] or null
+  int64_t num_outputs;
+  int64_t num_inputs;  // a multiple of block
+  int64_t block;       // a multiple of 8
+  int bits;            // 4 or 8
+};
+
+// Sums of the codes of each block, [rows, num_inputs / block].
+void sum_blocks(const int8_t* x, int64_t rows, int64_t num_inputs, int64_t block, int32_t* sums);
+
+// out[rows, num_outputs] for the outputs of tiles `first` to `last` - 1.
+void multiply(const int8_t* x, const float* factors, const int32_t* sums, int64_t rows, const BlockWeights& weights,
+              int64_t first, int64_t last, float* out);
+
+}  // namespace vorta

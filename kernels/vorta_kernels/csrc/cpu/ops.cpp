@@ -1,0 +1,415 @@
+// The operators of the domain "vorta" for ONNX Runtime on a CPU; their threads are the session's.
+//
+//   Quantise         x [..., K]                                           -> codes int8 [..., P], factor [..., 1]
+//   AddNormQuantise  residual [..., K], weight [K], delta [..., K]?       -> codes, factor, total [..., K]
+//   GateQuantise     gate_and_up [..., 2 K]                               -> codes, factor
+//   MatMulBlocks     codes [..., P], factor [..., 1], weights uint8 [tiles, ...], scales [tiles, P / block, 16], bias?
+//                                                                         -> y [..., N]
+//   Attention        qkv, key?, value?, past_key, past_value, last, cosines, sines
+//                                                                         -> out, present_key, present_value
+//
+// P is K rounded up to a multiple of the attribute `multiple`; rows.h, gemm.h and attention.h say the rest.
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "gemm.h"
+#include "ort_abi.h"
+#include "rows.h"
+
+#pragma GCC visibility push(hidden)
+
+namespace vorta {
+namespace {
+
+constexpr int64_t kMaxThreads = 64;
+constexpr int64_t kInlineElements = 16384;  // smaller work is done by the calling thread
+
+struct Tensor {
+  void* data = nullptr;  // may be null where there are no elements
+  std::vector<int64_t> shape;
+  bool is_given = false;
+
+  explicit operator bool() const { return is_given; }
+  float* floats() const { return static_cast<float*>(data); }
+  int64_t columns() const { return shape.back(); }
+  int64_t rows() const {
+    int64_t count = 1;
+    for (size_t i = 0; i + 1 < shape.size(); ++i) count *= shape[i];
+    return count;
+  }
+};
+
+class Context {
+ public:
+  Context(const ort::Api* api, ort::KernelContext* context) : api_(api), context_(context) {}
+
+  Tensor input(size_t index) const {
+    size_t count = 0;
+    api_->at<ort::Status* (*)(const ort::KernelContext*, size_t*)>(ort::kKernelContextGetInputCount)(context_, &count);
+    Tensor tensor;
+    const ort::Value* value = nullptr;
+    if (index < count)
+      api_->at<ort::Status* (*)(const ort::KernelContext*, size_t, const ort::Value**)>(ort::kKernelContextGetInput)(
+          context_, index, &value);
+    if (value == nullptr) return tensor;
+    ort::ShapeInfo* info = nullptr;
+    api_->at<ort::Status* (*)(const ort::Value*, ort::ShapeInfo**)>(ort::kGetTensorTypeAndShape)(value, &info);
+    size_t rank = 0;
+    api_->at<ort::Status* (*)(const ort::ShapeInfo*, size_t*)>(ort::kGetDimensionsCount)(info, &rank);
+    tensor.shape.resize(rank);
+    api_->at<ort::Status* (*)(const ort::ShapeInfo*, int64_t*, size_t)>(ort::kGetDimensions)(info, tensor.shape.data(),
+                                                                                              rank);
+    api_->at<void (*)(ort::ShapeInfo*)>(ort::kReleaseTensorTypeAndShapeInfo)(info);
+    tensor.data = data(const_cast<ort::Value*>(value));
+    tensor.is_given = true;
+    return tensor;
+  }
+
+  void* output(size_t index, const std::vector<int64_t>& shape) const {
+    ort::Value* value = nullptr;
+    api_->at<ort::Status* (*)(ort::KernelContext*, size_t, const int64_t*, size_t, ort::Value**)>(
+        ort::kKernelContextGetOutput)(context_, index, shape.data(), shape.size(), &value);
+    return value == nullptr ? nullptr : data(value);
+  }
+
+  // Calls work(index) for every index below total, in parallel unless the elements are few.
+  template <typename Work>
+  void for_each(int64_t total, int64_t elements, const Work& work) const {
+    if (total <= 1 || elements < kInlineElements) {
+      for (int64_t index = 0; index < total; ++index) work(index);
+      return;
+    }
+    auto call = [](void* data, size_t index) { (*static_cast<const Work*>(data))(static_cast<int64_t>(index)); };
+    api_->at<ort::Status* (*)(const ort::KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(
+        ort::kKernelContextParallelFor)(context_, call, static_cast<size_t>(total), 0, const_cast<Work*>(&work));
+  }
+
+  // Likewise, each thread taking the next piece when it is done with one.
+  template <typename Work>
+  void share(int64_t pieces, int64_t elements, const Work& work) const {
+    std::atomic<int64_t> next{0};
+    for_each(std::min(pieces, kMaxThreads), elements, [&](int64_t) {
+      for (int64_t piece = next++; piece < pieces; piece = next++) work(piece);
+    });
+  }
+
+  ort::Status* refuse(const std::string& message) const {
+    return api_->at<ort::Status* (*)(int, const char*)>(ort::kCreateStatus)(ort::kInvalidArgument, message.c_str());
+  }
+
+ private:
+  void* data(ort::Value* value) const {
+    void* out = nullptr;
+    api_->at<ort::Status* (*)(ort::Value*, void**)>(ort::kGetTensorMutableData)(value, &out);
+    return out;
+  }
+
+  const ort::Api* api_;
+  ort::KernelContext* context_;
+};
+
+class Attributes {
+ public:
+  Attributes(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
+
+  float number(const char* name) const {
+    float value = 0.0f;
+    api_->at<ort::Status* (*)(const ort::KernelInfo*, const char*, float*)>(ort::kKernelInfoGetAttributeFloat)(
+        info_, name, &value);
+    return value;
+  }
+
+  int64_t integer(const char* name) const {
+    int64_t value = 0;
+    api_->at<ort::Status* (*)(const ort::KernelInfo*, const char*, int64_t*)>(ort::kKernelInfoGetAttributeInt64)(
+        info_, name, &value);
+    return value;
+  }
+
+ private:
+  const ort::Api* api_;
+  const ort::KernelInfo* info_;
+};
+
+float* thread_scratch(int64_t size) {
+  static thread_local std::vector<float> memory;
+  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+// The outputs that all quantising operators have.
+struct CodesAndFactors {
+  CodesAndFactors(const Context& context, std::vector<int64_t> shape, int64_t multiple) {
+    padded = (shape.back() + multiple - 1) / multiple * multiple;
+    shape.back() = padded;
+    codes = static_cast<int8_t*>(context.output(0, shape));
+    shape.back() = 1;
+    factors = static_cast<float*>(context.output(1, shape));
+  }
+
+  int64_t padded;
+  int8_t* codes;
+  float* factors;
+};
+
+struct Quantise {
+  static constexpr const char* kName = "Quantise";
+  static constexpr int kInputs[] = {ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat};
+  static constexpr size_t kNumRequired = 1;
+
+  explicit Quantise(const Attributes& attributes) : multiple_(attributes.integer("multiple")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor x = context.input(0);
+    const int64_t rows = x.rows(), size = x.columns();
+    const CodesAndFactors out(context, x.shape, multiple_);
+    context.for_each(rows, rows * size, [&](int64_t row) {
+      out.factors[row] = quantise_row(x.floats() + row * size, size, out.padded, out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  int64_t multiple_;
+};
+
+struct AddNormQuantise {
+  static constexpr const char* kName = "AddNormQuantise";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit AddNormQuantise(const Attributes& attributes)
+      : multiple_(attributes.integer("multiple")), epsilon_(attributes.number("epsilon")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor residual = context.input(0), weight = context.input(1), delta = context.input(2);
+    const int64_t rows = residual.rows(), size = residual.columns();
+    if (delta && (delta.rows() != rows || delta.columns() != size))
+      return context.refuse("AddNormQuantise: delta and residual differ in shape");
+    const CodesAndFactors out(context, residual.shape, multiple_);
+    float* total = delta ? static_cast<float*>(context.output(2, residual.shape)) : nullptr;
+    context.for_each(rows, rows * size, [&](int64_t row) {
+      const int64_t start = row * size;
+      out.factors[row] = add_norm_quantise_row(residual.floats() + start, delta ? delta.floats() + start : nullptr,
+                                               weight.floats(), epsilon_, size, out.padded,
+                                               total != nullptr ? total + start : nullptr, thread_scratch(size),
+                                               out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  int64_t multiple_;
+  float epsilon_;
+};
+
+struct GateQuantise {
+  static constexpr const char* kName = "GateQuantise";
+  static constexpr int kInputs[] = {ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat};
+  static constexpr size_t kNumRequired = 1;
+
+  explicit GateQuantise(const Attributes& attributes) : multiple_(attributes.integer("multiple")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor both = context.input(0);
+    const int64_t rows = both.rows(), size = both.columns() / 2;
+    std::vector<int64_t> shape = both.shape;
+    shape.back() = size;
+    const CodesAndFactors out(context, shape, multiple_);
+    context.for_each(rows, rows * size, [&](int64_t row) {
+      const float* gate = both.floats() + row * 2 * size;
+      out.factors[row] = gate_quantise_row(gate, gate + size, size, out.padded, thread_scratch(size),
+                                           out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  int64_t multiple_;
+};
+
+struct MatMulBlocks {
+  static constexpr const char* kName = "MatMulBlocks";
+  static constexpr int kInputs[] = {ort::kInt8, ort::kFloat, ort::kUint8, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 4;
+
+  explicit MatMulBlocks(const Attributes& attributes)
+      : bits_(static_cast<int>(attributes.integer("bits"))),
+        block_(attributes.integer("block")),
+        num_outputs_(attributes.integer("N")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor x = context.input(0), factors = context.input(1), codes = context.input(2),
+                 scales = context.input(3), bias = context.input(4);
+    const int64_t rows = x.rows(), size = x.columns();
+    const int64_t tiles = (num_outputs_ + kTile - 1) / kTile;
+    if (size % block_ != 0 || codes.rows() * codes.columns() != tiles * kTile * size * bits_ / 8 ||
+        scales.rows() * scales.columns() != tiles * kTile * (size / block_))
+      return context.refuse("MatMulBlocks: codes, weights and scales do not fit each other");
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = num_outputs_;
+    auto* out = static_cast<float*>(context.output(0, shape));
+    const auto* rows_codes = static_cast<const int8_t*>(x.data);
+    static thread_local std::vector<int32_t> memory;
+    memory.resize(std::max<size_t>(memory.size(), rows * (size / block_)));
+    int32_t* sums = memory.data();
+    const int64_t row_group = 16;
+    context.for_each((rows + row_group - 1) / row_group, rows * size / 8, [&](int64_t index) {
+      const int64_t first = index * row_group, count = std::min(row_group, rows - first);
+      sum_blocks(rows_codes + first * size, count, size, block_, sums + first * (size / block_));
+    });
+    const BlockWeights weights{static_cast<const uint8_t*>(codes.data), scales.floats(), bias.floats(), num_outputs_,
+                               size, block_, bits_};
+    // Pieces of about equal work, small enough that a thread which is held up leaves the rest to the others.
+    const int64_t tile_work = rows * size * kTile;
+    // Some tiles side by side, where rows are many: their outputs then share lines and pages.
+    const int64_t per_piece = std::max<int64_t>(rows < 32 ? 1 : 4, kPieceWork / std::max<int64_t>(1, tile_work));
+    const int64_t pieces = (tiles + per_piece - 1) / per_piece;
+    context.share(pieces, tiles * tile_work / 64, [&](int64_t piece) {
+      const int64_t first = piece * per_piece;
+      multiply(rows_codes, factors.floats(), sums, rows, weights, first, std::min(first + per_piece, tiles), out);
+    });
+    return nullptr;
+  }
+
+  static constexpr int64_t kPieceWork = 2 << 20;  // multiplications: some 10 us
+
+  int bits_;
+  int64_t block_, num_outputs_;
+};
+
+struct AttentionOp {
+  static constexpr const char* kName = "Attention";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat,
+                                    ort::kFloat, ort::kInt32, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNumRequired = 1;  // the rest are checked by hand: optional ones lie between
+
+  explicit AttentionOp(const Attributes& attributes)
+      : num_heads_(attributes.integer("num_heads")),
+        num_kv_heads_(attributes.integer("num_kv_heads")),
+        window_(attributes.integer("window")),
+        scale_(attributes.number("scale")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor qkv = context.input(0), key = context.input(1), value = context.input(2),
+                 past_key = context.input(3), past_value = context.input(4), last = context.input(5),
+                 cosines = context.input(6), sines = context.input(7);
+    if (!past_key || !past_value || !last || !cosines || !sines)
+      return context.refuse("Attention: an input is missing");
+    AttentionShape shape{};
+    shape.batch = qkv.shape[0];
+    shape.steps = qkv.shape[1];
+    shape.num_heads = num_heads_;
+    shape.num_kv_heads = num_kv_heads_;
+    shape.head_dim = past_key.shape[3];
+    shape.past_capacity = shape.present_capacity = past_key.shape[2];
+    shape.window = window_;
+    shape.scale = scale_;
+    const auto* lasts = static_cast<const int32_t*>(last.data);
+    for (int64_t row = 0; row < shape.batch; ++row) {
+      const int64_t needed = std::max<int64_t>(lasts[row] + 1, shape.steps);
+      if (needed > shape.present_capacity || needed > cosines.shape[0])
+        return context.refuse("Attention: more positions than a slot or the rotary tables hold");
+    }
+    std::vector<int64_t> out_shape = {shape.batch, shape.steps, num_heads_ * shape.head_dim};
+    AttentionData data{};
+    data.qkv = qkv.floats();
+    data.key = key.floats();
+    data.value = value.floats();
+    data.past_key = past_key.floats();
+    data.past_value = past_value.floats();
+    data.last = lasts;
+    data.cosines = cosines.floats();
+    data.sines = sines.floats();
+    data.out = static_cast<float*>(context.output(0, out_shape));
+    data.present_key = static_cast<float*>(context.output(1, past_key.shape));
+    data.present_value = static_cast<float*>(context.output(2, past_value.shape));
+    const Attention attention(shape, data);
+    const int64_t elements = shape.batch * shape.steps * shape.head_dim;
+    if (shape.steps == 1) {
+      // One row's keys are read by the thread that wrote the new one.
+      int64_t positions = 0;
+      for (int64_t row = 0; row < shape.batch; ++row) positions += lasts[row] + 1;
+      context.for_each(attention.num_appends(), positions * num_heads_ * shape.head_dim, [&](int64_t index) {
+        attention.append(index);
+        attention.attend(index);
+      });
+      return nullptr;
+    }
+    context.for_each(attention.num_appends(), elements * num_kv_heads_, [&](int64_t index) { attention.append(index); });
+    context.for_each(attention.num_blocks(), elements * num_heads_ * shape.steps,
+                     [&](int64_t index) { attention.attend(index); });
+    return nullptr;
+  }
+
+  int64_t num_heads_, num_kv_heads_, window_;
+  float scale_;
+};
+
+template <typename Op>
+struct Kernel {
+  const ort::Api* api;
+  Op op;
+};
+
+// The table of functions by which ONNX Runtime makes and calls an operator.
+template <typename Op>
+ort::CustomOp describe() {
+  ort::CustomOp op{};
+  op.version = ort::kCustomOpVersion;
+  op.get_name = [](const ort::CustomOp*) { return Op::kName; };
+  op.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  op.get_input_type = [](const ort::CustomOp*, size_t index) { return Op::kInputs[index]; };
+  op.get_input_type_count = [](const ort::CustomOp*) { return std::size(Op::kInputs); };
+  op.get_output_type = [](const ort::CustomOp*, size_t index) { return Op::kOutputs[index]; };
+  op.get_output_type_count = [](const ort::CustomOp*) { return std::size(Op::kOutputs); };
+  op.get_input_characteristic = [](const ort::CustomOp*, size_t index) -> int {
+    return index < Op::kNumRequired ? ort::kRequired : ort::kOptional;
+  };
+  op.get_output_characteristic = [](const ort::CustomOp*, size_t index) -> int {
+    return index == 0 ? ort::kRequired : ort::kOptional;
+  };
+  op.get_input_memory_type = [](const ort::CustomOp*, size_t) { return 0; };
+  op.get_variadic_input_min_arity = [](const ort::CustomOp*) { return 1; };
+  op.get_variadic_input_homogeneity = [](const ort::CustomOp*) { return 1; };
+  op.get_variadic_output_min_arity = [](const ort::CustomOp*) { return 1; };
+  op.get_variadic_output_homogeneity = [](const ort::CustomOp*) { return 1; };
+  op.create_kernel_v2 = [](const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+                           void** kernel) -> ort::Status* {
+    *kernel = new Kernel<Op>{api, Op(Attributes(api, info))};
+    return nullptr;
+  };
+  op.kernel_compute_v2 = [](void* kernel, ort::KernelContext* context) -> ort::Status* {
+    const auto* self = static_cast<const Kernel<Op>*>(kernel);
+    return self->op.compute(Context(self->api, context));
+  };
+  op.kernel_destroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
+  return op;
+}
+
+}  // namespace
+}  // namespace vorta
+
+#pragma GCC visibility pop
+
+extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options,
+                                                                                 const ort::ApiBase* base) {
+  using namespace vorta;
+  static const ort::CustomOp ops[] = {describe<Quantise>(), describe<AddNormQuantise>(), describe<GateQuantise>(),
+                                      describe<MatMulBlocks>(), describe<AttentionOp>()};
+  const ort::Api* api = base->get_api(ort::kApiVersion);
+  if (api == nullptr) return nullptr;
+  ort::CustomOpDomain* domain = nullptr;  // lives as long as the process: sessions refer to it
+  auto* status = api->at<ort::Status* (*)(const char*, ort::CustomOpDomain**)>(ort::kCreateCustomOpDomain)("vorta", &domain);
+  for (const ort::CustomOp& op : ops)
+    if (status == nullptr)
+      status = api->at<ort::Status* (*)(ort::CustomOpDomain*, const ort::CustomOp*)>(ort::kCustomOpDomainAdd)(domain, &op);
+  if (status == nullptr)
+    status = api->at<ort::Status* (*)(ort::SessionOptions*, ort::CustomOpDomain*)>(ort::kAddCustomOpDomain)(options, domain);
+  return status;
+}

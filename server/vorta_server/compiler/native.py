@@ -1,0 +1,139 @@
+"""The lowering onto Vorta's own operators (`vorta_kernels.cpu`): one graph and one copy of the weights.
+
+Activations become 8-bit integers with one factor a row, weights stay at 4 or 8 bits in blocks; products of a block are
+summed exactly, so that a row's result does not depend on the rows beside it. Between two products there is one
+operator, which adds, norms or gates and quantises at once. Attention works on a KV head and all its query heads at a
+time, so that keys and values are read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from vorta_server.compiler.checkpoint import Float32Array
+from vorta_server.compiler.graph import VORTA, GraphBuilder
+from vorta_server.compiler.linear import AttentionLayer, BlockLowering, Linear, row_chunks, stack_linears
+from vorta_server.compiler.quantise import Uint8Array, num_blocks, quantise_int4, quantise_int8
+from vorta_server.compiler.weight import Matrix
+
+__all__ = ["NativeLowering", "pack_tiles"]
+
+TILE = 16
+"""Outputs whose weights lie together; see csrc/cpu/gemm.h."""
+
+
+class NativeLowering:
+    """Weights in blocks at 4 or 8 bits (see quantise.py), packed in tiles, through `MatMulBlocks`.
+
+    The embedding is kept at 8 bits in both, as in `BlockLowering`.
+    """
+
+    def __init__(self, precision: str, block: int) -> None:
+        self._bits = {"int4": 4, "int8": 8}[precision]
+        self._block = block
+        self._quantised: dict[str, tuple[str, str]] = {}
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        codes, scales = store_tiles(graph, layer.weight, self._bits, self._block)
+        inputs = [*self._quantise(graph, x), graph.weight(codes), graph.weight(scales)]
+        if layer.bias is not None:
+            inputs.append(graph.constant(f"{layer.name}.bias", layer.bias))
+        sizes = {"N": layer.weight.num_rows, "bits": self._bits, "block": self._block}
+        return graph.node("MatMulBlocks", inputs, [layer.name], domain=VORTA, **sizes)
+
+    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
+        return self.linear(graph, x, stack_linears(name, parts))
+
+    def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
+        return [self.linear(graph, x, part) for part in parts]
+
+    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
+        both = self.linear(graph, x, stack_linears(f"{name}.gate_up", [gate, up]))
+        graph.node("GateQuantise", [both], self._codes_of(name), domain=VORTA, multiple=self._block)
+        return name
+
+    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
+        return BlockLowering("int8").embedding(graph, ids, table)
+
+    def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        return self.linear(graph, x, layer)
+
+    def norm(
+        self, graph: GraphBuilder, name: str, residual: str, delta: str | None, weight: str, epsilon: float
+    ) -> tuple[str, str]:
+        inputs, outputs, total = [residual, weight], self._codes_of(name), residual
+        if delta is not None:
+            total = f"{name}.residual"
+            inputs.append(delta)
+            outputs.append(total)
+        graph.node("AddNormQuantise", inputs, outputs, domain=VORTA, multiple=self._block, epsilon=epsilon)
+        return name, total
+
+    def attention(self, graph: GraphBuilder, name: str, layer: AttentionLayer) -> str:
+        inputs = [layer.query, layer.key, layer.value, *(f"past_{part}" for part in layer.cache)]
+        return graph.node(
+            "Attention",
+            [*inputs, "seqlens_k", "cos_cache", "sin_cache"],
+            [name, *(f"present_{part}" for part in layer.cache)],
+            domain=VORTA,
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            window=layer.window or 0,
+            scale=layer.scale,
+        )
+
+    def _codes_of(self, name: str) -> list[str]:
+        """Names for the codes and factors that stand for a value from now on."""
+        self._quantised[name] = (f"{name}/codes", f"{name}/factor")
+        return list(self._quantised[name])
+
+    def _quantise(self, graph: GraphBuilder, x: str) -> tuple[str, str]:
+        if x not in self._quantised:
+            graph.node("Quantise", [x], self._codes_of(x), domain=VORTA, multiple=self._block)
+        return self._quantised[x]
+
+
+def store_tiles(graph: GraphBuilder, matrix: Matrix, bits: int, block: int) -> tuple[str, str]:
+    """Quantises the matrix and stores codes [tiles, bytes] and scales [tiles, blocks * 16]; returns both keys."""
+    blocks, tiles = num_blocks(matrix.num_columns, block), -(-matrix.num_rows // TILE)
+    code_name = f"{matrix.name}.tiles{bits}.block{block}"
+    scale_name = f"{code_name}.scale"
+    quantise = partial(quantise_int4 if bits == 4 else quantise_int8, block=block)
+    scale_chunks: list[Float32Array] = []
+
+    def convert(weight: Float32Array) -> tuple[Uint8Array, Float32Array]:
+        return pack_tiles(*quantise(weight), bits=bits)
+
+    def codes() -> Iterator[Uint8Array]:
+        for code_chunk, scale_chunk in row_chunks(matrix, convert, multiple=TILE):
+            scale_chunks.append(scale_chunk)
+            yield code_chunk
+
+    graph.store(code_name, np.uint8, (tiles, TILE * blocks * block * bits // 8), codes())
+    graph.store(scale_name, np.float32, (tiles, blocks * TILE), scale_chunks)
+    return code_name, scale_name
+
+
+def pack_tiles(codes: Uint8Array, scales: Float32Array, *, bits: int) -> tuple[Uint8Array, npt.NDArray[np.float32]]:
+    """Codes [N, blocks, block * bits / 8] and scales [N, blocks] of quantise.py in the order of csrc/cpu/gemm.h.
+
+    Returns uint8 [tiles, 16 * K * bits / 8] and float32 [tiles, blocks * 16]. Outputs that fill up the last tile have
+    the scale 0.
+    """
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1)
+    rows = codes.reshape(len(codes), -1)
+    missing = -len(rows) % TILE
+    rows = np.pad(rows, ((0, missing), (0, 0)))
+    scales = np.pad(scales, ((0, missing), (0, 0)))
+    tiles = len(rows) // TILE
+    quads = rows.reshape(tiles, TILE, -1, 4).transpose(0, 2, 1, 3)  # [tiles, K / 4, 16, 4]
+    if bits == 4:
+        quads = quads[:, 0::2] | (quads[:, 1::2] << np.uint8(4))
+    packed = np.ascontiguousarray(quads).reshape(tiles, -1)
+    ordered = np.ascontiguousarray(scales.reshape(tiles, TILE, -1).transpose(0, 2, 1)).reshape(tiles, -1)
+    return packed, ordered

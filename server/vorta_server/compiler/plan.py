@@ -1,0 +1,42 @@
+"""Which graphs an artifact has, how each computes, and from how many rows on it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vorta_server.compiler.linear import BlockLowering, Float32Lowering, IntegerLowering, LinearLowering
+from vorta_server.compiler.native import NativeLowering
+from vorta_server.compiler.quantise import BLOCK
+
+__all__ = ["PRECISIONS", "GraphPlan", "Kernels", "plan_graphs"]
+
+PRECISIONS = ("fp32", "int8", "int4")
+
+Kernels = Literal["portable", "vorta"]
+"""Whose operators a graph has beside ONNX's: ONNX Runtime's alone, or those of `vorta_kernels.cpu` too."""
+
+# Rows from which multiplying 8-bit integers is faster than unpacking blocks; benchmarks/results/cpu.md has the
+# measurements.
+_INTEGER_MIN_ROWS = {"int4": 4, "int8": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPlan:
+    """One graph of an artifact: its file, the rows (B * S) from which it is used, and its lowering."""
+
+    file: str
+    min_rows: int
+    lowering: LinearLowering
+
+
+def plan_graphs(precision: str, kernels: Kernels, block: int = BLOCK) -> list[GraphPlan]:
+    """The graphs of an artifact of this precision (one of PRECISIONS), ascending in min_rows from 1."""
+    if precision == "fp32":
+        return [GraphPlan(file="model.onnx", min_rows=1, lowering=Float32Lowering())]
+    if kernels == "vorta":
+        return [GraphPlan(file="model.onnx", min_rows=1, lowering=NativeLowering(precision, block))]
+    return [
+        GraphPlan(file="model.onnx", min_rows=1, lowering=BlockLowering(precision, block)),
+        GraphPlan(file="model_many_rows.onnx", min_rows=_INTEGER_MIN_ROWS[precision], lowering=IntegerLowering()),
+    ]
