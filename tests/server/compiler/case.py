@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from safetensors.numpy import save_file
 
+from vorta_kernels import cpu
 from vorta_server.compiler.artifact import Manifest, load_manifest
 
 VOCAB_SIZE = 101
@@ -184,6 +185,8 @@ class GraphRunner:
         self.manifest: Manifest = load_manifest(artifact)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        if self.manifest.kernels == "vorta":
+            options.register_custom_ops_library(str(cpu.library()))
         self._session = ort.InferenceSession(
             artifact / self.manifest.graphs[graph].file, options, providers=["CPUExecutionProvider"]
         )

@@ -12,6 +12,7 @@ import pytest
 
 from tests.server.compiler.case import Case, random_tensors, write_checkpoint
 from vorta_server.compiler.compile import compile_checkpoint
+from vorta_server.compiler.plan import Kernels
 
 
 @pytest.fixture(scope="session")
@@ -27,16 +28,14 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], 
 
 
 @pytest.fixture(scope="session")
-def artifact_of(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[Case], Path]
-) -> Callable[[Case, str], Path]:
-    """The artifact of a case in a precision, compiled once."""
+def artifact_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[Case], Path]) -> Callable[..., Path]:
+    """The artifact of a case in a precision (and with some kernels), compiled once."""
     root = tmp_path_factory.mktemp("artifacts")
 
-    def folder(case: Case, precision: str) -> Path:
-        path = root / f"{case.name}-{precision}"
+    def folder(case: Case, precision: str, kernels: Kernels = "portable") -> Path:
+        path = root / f"{case.name}-{precision}-{kernels}"
         if not path.exists():
-            compile_checkpoint(checkpoint_of(case), path, precision=precision)
+            compile_checkpoint(checkpoint_of(case), path, precision=precision, kernels=kernels)
         return path
 
     return folder

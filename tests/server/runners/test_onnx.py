@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from tests.reference import decoder
 from tests.server.compiler.case import CASES, VOCAB_SIZE, random_tensors, write_checkpoint
+from vorta_kernels import cpu
 from vorta_server.compiler.artifact import ArtifactError
 from vorta_server.compiler.compile import compile_checkpoint
 from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch, StepResult
@@ -35,16 +36,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact_of(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("artifacts")
 
-    def artifact(precision: str) -> Path:
-        path = root / precision
+    def artifact(kind: str) -> Path:
+        path = root / kind
         if not path.exists():
-            compile_checkpoint(checkpoint, path, precision=precision)
+            precision, _, kernels = kind.partition("-")
+            compile_checkpoint(checkpoint, path, precision=precision, kernels=kernels or "portable")
         return path
 
     return artifact
 
 
-@pytest.fixture(params=PRECISIONS)
+NATIVE = [
+    pytest.param(
+        f"{precision}-vorta",
+        marks=pytest.mark.skipif(not cpu.is_available(), reason="no C++ compiler builds the kernels here"),
+    )
+    for precision in ("int8", "int4")
+]
+
+
+@pytest.fixture(params=[*PRECISIONS, *NATIVE])
 def runner(request: pytest.FixtureRequest, artifact_of: Callable[[str], Path]) -> Iterator[OnnxRunner]:
     runner = OnnxRunner(artifact_of(request.param), num_slots=NUM_SLOTS, threads=1)
     yield runner
@@ -270,7 +281,7 @@ def test_deterministic_rows_do_not_depend_on_the_batch(runner: OnnxRunner) -> No
         np.testing.assert_array_equal(together[slot], alone[0])
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "int4", *NATIVE])
 def test_deterministic_prompts_do_not_depend_on_their_chunks(
     artifact_of: Callable[[str], Path], precision: str
 ) -> None:

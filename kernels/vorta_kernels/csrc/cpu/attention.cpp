@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kKeyBlock = 128;     // keys whose scores are held at once
 constexpr int64_t kQueryRows = 64;     // (query, head) pairs of a block of queries, about
-constexpr int64_t kPackedRows = 16;    // from as many pairs on, keys are transposed first
 constexpr float kNever = -1e30f;
 
 inline float* scratch(std::vector<float>& memory, int64_t size) {
@@ -29,34 +28,36 @@ void rotate(const float* x, const float* cosines, const float* sines, float scal
   }
 }
 
-// scores[r, j] = queries[r] . keys[j] for few rows: keys as they lie, [count, dim]; dim is a multiple of 16 and queries
-// are padded to it.
-void score_few(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t dim, float* scores) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* query = queries + r * dim;
-    float* to = scores + r * kKeyBlock;
-    int64_t j = 0;
-    for (; j + 4 <= count; j += 4) {
-      const float* key = keys + j * dim;
-      Vec a = Vec{}, b = Vec{}, c = Vec{}, d = Vec{};
-      for (int64_t i = 0; i < dim; i += kLanes) {
-        const Vec q = load(query + i);
-        a += q * load(key + i);
-        b += q * load(key + dim + i);
-        c += q * load(key + 2 * dim + i);
-        d += q * load(key + 3 * dim + i);
+// scores[r, j] = queries[r] . keys[j] for few rows and keys as they lie, [count, dim], dim = 16 kWidth: four keys stay in
+// registers while all rows meet them.
+template <int kWidth>
+void score_few_of(const float* queries, int64_t rows, const float* keys, int64_t count, float* scores) {
+  constexpr int64_t dim = kWidth * kLanes;
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    Vec part[4][kWidth];
+    for (int k = 0; k < 4; ++k)
+      for (int w = 0; w < kWidth; ++w) part[k][w] = load(keys + (j + k) * dim + w * kLanes);
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec dots[4];
+      for (int w = 0; w < kWidth; ++w) {
+        const Vec query = load(queries + r * dim + w * kLanes);
+        for (int k = 0; k < 4; ++k) dots[k] = w == 0 ? query * part[k][w] : dots[k] + query * part[k][w];
       }
-      to[j] = sum(a);
-      to[j + 1] = sum(b);
-      to[j + 2] = sum(c);
-      to[j + 3] = sum(d);
-    }
-    for (; j < count; ++j) {
-      Vec a = Vec{};
-      for (int64_t i = 0; i < dim; i += kLanes) a += load(query + i) * load(keys + j * dim + i);
-      to[j] = sum(a);
+      const Vec all = sums_of(dots[0], dots[1], dots[2], dots[3]);
+      float* to = scores + r * kKeyBlock + j;
+      to[0] = all[0];
+      to[1] = all[4];
+      to[2] = all[8];
+      to[3] = all[12];
     }
   }
+  for (; j < count; ++j)
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec dot = Vec{};
+      for (int w = 0; w < kWidth; ++w) dot += load(queries + r * dim + w * kLanes) * load(keys + j * dim + w * kLanes);
+      scores[r * kKeyBlock + j] = sums_of(dot, dot, dot, dot)[0];
+    }
 }
 
 // The same for any dim, as plain sums.
@@ -79,7 +80,7 @@ void score_tile(const float* queries, const float* packed, int64_t dim, float* s
   for (int r = 0; r < kRows; ++r) store(scores + r * kKeyBlock, sums[r]);
 }
 
-// The same for many rows: 16 keys at a time, transposed to [dim, 16].
+// The same for many queries: 16 keys at a time, transposed to [dim, 16].
 void score_many(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t dim, float* packed,
                 float* scores) {
   for (int64_t j = 0; j < count; j += kLanes) {
@@ -113,10 +114,11 @@ void mix_tile(const float* weights, const float* values, int64_t count, int64_t 
 
 template <int kWidth>
 void mix_columns(const float* weights, int64_t rows, const float* values, int64_t count, int64_t dim, float* sums) {
-  constexpr int kTile = kWidth >= 4 ? 4 : 8;
+  constexpr int kTile = kWidth >= 4 ? 7 : 12;  // as many sums as leave registers for the rest
   int64_t r = 0;
   for (; r + kTile <= rows; r += kTile)
     mix_tile<kTile, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
+  for (; r + 3 <= rows; r += 3) mix_tile<3, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
   for (; r < rows; ++r) mix_tile<1, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
 }
 
@@ -218,10 +220,17 @@ void Attention::attend(int64_t index) const {
   for (; begin <= last_position; begin += kKeyBlock) {
     const int64_t count = std::min(kKeyBlock, last_position + 1 - begin);
     const float* block_keys = keys + begin * dim;
-    if (rows >= kPackedRows)
+    // By the number of steps alone, so that a prompt's results do not depend on how it is cut.
+    if (shape_.steps > 1)
       score_many(queries, rows, block_keys, count, dim, packed, scores);
-    else if (dim % kLanes == 0)
-      score_few(queries, rows, block_keys, count, dim, scores);
+    else if (dim == 2 * kLanes)
+      score_few_of<2>(queries, rows, block_keys, count, scores);
+    else if (dim == 4 * kLanes)
+      score_few_of<4>(queries, rows, block_keys, count, scores);
+    else if (dim == 6 * kLanes)
+      score_few_of<6>(queries, rows, block_keys, count, scores);
+    else if (dim == 8 * kLanes)
+      score_few_of<8>(queries, rows, block_keys, count, scores);
     else
       score_any(queries, rows, block_keys, count, dim, scores);
     const int64_t padded = rounded_up(count, kLanes);
