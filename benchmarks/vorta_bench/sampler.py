@@ -1,6 +1,6 @@
 """Microbenchmark of the whole-batch sampler: `python -m vorta_bench.sampler [--json FILE]`.
 
-Prints microseconds per call, the median of several rounds, for each way of sampling, batch size, vocabulary
+Measures the way that serves (the kernel, or numpy where it cannot be built). Prints microseconds per call, the median of several rounds, for each way of sampling, batch size, vocabulary
 and shape of logits: `peaked` looks like a trained model's (a few likely tokens over a long tail), `flat` is the worst
 case for top-p.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vorta_kernels import cpu
+from vorta_kernels.sampling import SamplingKernel
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.sampler import Sampler
@@ -45,10 +47,10 @@ def make_logits(kind: str, num_rows: int, vocab_size: int) -> np.ndarray:
     return logits
 
 
-def measure_us(sampling: SamplingParams, logits: np.ndarray, num_rounds: int) -> float:
+def measure_us(sampling: SamplingParams, logits: np.ndarray, num_rounds: int, kernel: SamplingKernel | None) -> float:
     """The median microseconds of `num_rounds` calls, without the copy that gives each call fresh logits."""
     num_rows, vocab_size = logits.shape
-    sampler = Sampler(vocab_size)
+    sampler = Sampler(vocab_size, kernel)
     prompt = np.random.default_rng(1).integers(0, vocab_size, 500).tolist()
     rows = [
         RowState(sampling, seed=i, prompt_token_ids=prompt, vocab_size=vocab_size, eos_token_ids=[0])
@@ -68,13 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--numpy", action="store_true", help="without the kernel, as where there is no C++ compiler")
     arguments = parser.parse_args()
     figures: list[dict[str, object]] = []
+    kernel = SamplingKernel() if cpu.is_available() and not arguments.numpy else None
     for num_rows, vocab_size in SHAPES:
         for kind in ("peaked", "flat"):
             logits = make_logits(kind, num_rows, vocab_size)
             for name, sampling in CASES.items():
-                micros = measure_us(sampling, logits, arguments.rounds)
+                micros = measure_us(sampling, logits, arguments.rounds, kernel)
                 figures.append(
                     {
                         "rows": num_rows,

@@ -38,8 +38,8 @@ def artifact_for(
 ) -> Path:
     """The artifact of a checkpoint, compiled into cache_dir unless a sound one is there already.
 
-    Keyed by the checkpoint's fingerprint, target, precision, kernels, block, length and the compiler's version. Processes
-    that ask at once compile once; an artifact that was damaged is compiled anew.
+    Keyed by the checkpoint's fingerprint, target, precision, kernels, block, length and the compiler's version.
+    Processes that ask at once compile once; an artifact that was damaged is compiled anew.
 
     Raises what compile_checkpoint raises, and CacheBusyError after lock_timeout_s.
     """

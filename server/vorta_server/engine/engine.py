@@ -38,7 +38,7 @@ from vorta_server.engine.request import (
 )
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
-from vorta_server.engine.sampler import Sampler, SampleResult
+from vorta_server.engine.sampler import DrawKernel, Sampler, SampleResult
 from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
@@ -84,6 +84,7 @@ class Engine:
         runner: Computes the steps.
         vocabulary: Turns tokens to text.
         config: Limits.
+        draw_kernel: For the sampler.
         clock: Seconds, `time.monotonic` but for tests.
     """
 
@@ -93,6 +94,7 @@ class Engine:
         vocabulary: Vocabulary,
         config: EngineConfig | None = None,
         *,
+        draw_kernel: DrawKernel | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config or EngineConfig()
@@ -109,7 +111,7 @@ class Engine:
         self._vocab_size = info.vocab_size
         self._kv = self._new_slots()
         self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
-        self._sampler = Sampler(info.vocab_size)
+        self._sampler = Sampler(info.vocab_size, draw_kernel)
         self._output = OutputBuilder(vocabulary)
         self._requests: dict[str, RunningRequest] = {}
         self._order = 0

@@ -1,4 +1,4 @@
-"""Chooses the next token of every row of a batch, in numpy, without a sort over the vocabulary in the common case.
+"""Chooses the next token of every row of a batch, without a sort over the vocabulary in the common case.
 
 Order of operations on a row's logits, as in vLLM:
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from vorta.errors import Internal
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState
 
-__all__ = ["SampleResult", "Sampler", "TokenScore", "prompt_logprobs"]
+__all__ = ["DrawKernel", "SampleResult", "Sampler", "TokenScore", "prompt_logprobs"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -89,6 +90,27 @@ class SampleResult:
     bad_rows: tuple[int, ...] = ()
 
 
+class DrawKernel(Protocol):
+    """A faster way to do the heavy part: `vorta_kernels.sampling.SamplingKernel`."""
+
+    def sample(
+        self,
+        logits: FloatArray,
+        *,
+        inverse_temperature: DoubleArray,
+        top_k: IntArray,
+        top_p: DoubleArray,
+        min_p: DoubleArray,
+        uniforms: DoubleArray,
+    ) -> IntArray:
+        """Tokens [num_rows], -1 for a bad row; inverse_temperature 0 is greedy."""
+        ...
+
+    def score(self, logits: FloatArray, indices: IntArray, top_n: int) -> tuple[DoubleArray, IntArray]:
+        """Log-normalisers [n] and the best ids [n, top_n] of some rows."""
+        ...
+
+
 class _Plan:
     """A batch's parameters as arrays, made once per composition of the batch."""
 
@@ -110,6 +132,9 @@ class _Plan:
         self.top_k = np.array([row.sampling.top_k for row in rows], np.int64)
         self.top_p = np.array([row.sampling.top_p for row in rows], np.float64)
         self.min_p = np.array([row.sampling.min_p for row in rows], np.float64)
+        self.sampled = sampled
+        self.draw_temperature = np.where([row.is_greedy for row in rows], 0.0, self.inverse_temperature)
+        self.uniforms = np.zeros(len(rows), np.float64)
 
 
 def _is_restricted(sampling: SamplingParams, vocab_size: int) -> bool:
@@ -121,10 +146,12 @@ class Sampler:
 
     Args:
         vocab_size: Columns of the logits.
+        kernel: Does what follows the adjustment of the logits; without it numpy does.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, kernel: DrawKernel | None = None) -> None:
         self._vocab_size = vocab_size
+        self._kernel = kernel
         self._num_blocks = max(1, min(_MAX_BLOCKS, vocab_size // 16))
         self._chunk_rows = max(1, _CHUNK_ELEMENTS // vocab_size)
         padded = -(-vocab_size // _CDF_BLOCK) * _CDF_BLOCK
@@ -153,6 +180,8 @@ class Sampler:
             for i, row in plan.masked:
                 if row.num_generated < row.min_tokens:
                     logits[i, row.masked_ids] = -np.inf
+        if self._kernel is not None and (logits.size > _CHUNK_ELEMENTS or not plan.is_plain_greedy):
+            return self._sample_by_kernel(self._kernel, logits, plan)
         token_ids = logits.argmax(axis=1)
         ids = token_ids.tolist()
         # argmax stops at the first NaN, so the value it found tells whether the row holds one.
@@ -177,14 +206,37 @@ class Sampler:
                     scores[i] = self._score(logits[i], maxima[i], int(token_ids[i]), top_n)
         if bad_rows:
             token_ids[list(bad_rows)] = -1
-        for row, token_id in zip(rows, token_ids.tolist(), strict=True):
-            if token_id >= 0:
-                row.accept(token_id)
-        if plan.masked:
-            plan.masked = [(i, row) for i, row in plan.masked if row.num_generated < row.min_tokens]
-            plan.is_plain_greedy = not (
-                plan.adjusted or plan.masked or plan.scored or plan.free.size or plan.restricted.size
-            )
+        _accept(plan, token_ids)
+        return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
+
+    def _sample_by_kernel(self, kernel: DrawKernel, logits: FloatArray, plan: _Plan) -> SampleResult:
+        """`sample` behind the adjustments."""
+        for i in plan.sampled:
+            plan.uniforms[i] = plan.rows[i].draw()
+        token_ids = kernel.sample(
+            logits,
+            inverse_temperature=plan.draw_temperature,
+            top_k=plan.top_k,
+            top_p=plan.top_p,
+            min_p=plan.min_p,
+            uniforms=plan.uniforms,
+        )
+        bad_rows = tuple(np.flatnonzero(token_ids < 0).tolist())
+        scores: list[TokenScore | None] | None = None
+        if plan.scored:
+            scores = [None] * plan.num_rows
+            good = [i for i in plan.scored if i not in bad_rows]
+            wanted = [min(plan.rows[i].sampling.logprobs or 0, self._vocab_size) for i in good]
+            normalisers, top_ids = kernel.score(logits, np.array(good, np.int64), max(wanted, default=0))
+            for index, (i, top_n) in enumerate(zip(good, wanted, strict=True)):
+                ids = top_ids[index, :top_n]
+                normaliser = float(normalisers[index])
+                scores[i] = TokenScore(
+                    logprob=float(logits[i, token_ids[i]]) - normaliser,
+                    top_ids=ids,
+                    top_logprobs=logits[i, ids].astype(np.float64) - normaliser,
+                )
+        _accept(plan, token_ids)
         return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
 
     def _sample_rows(self, logits: FloatArray, maxima: DoubleArray, plan: _Plan, token_ids: IntArray) -> None:
@@ -392,6 +444,18 @@ class Sampler:
             logprob=float(logits[token_id]) - normaliser,
             top_ids=top_ids,
             top_logprobs=logits[top_ids].astype(np.float64) - normaliser,
+        )
+
+
+def _accept(plan: _Plan, token_ids: IntArray) -> None:
+    """Lets the rows count their tokens."""
+    for row, token_id in zip(plan.rows, token_ids.tolist(), strict=True):
+        if token_id >= 0:
+            row.accept(token_id)
+    if plan.masked:
+        plan.masked = [(i, row) for i, row in plan.masked if row.num_generated < row.min_tokens]
+        plan.is_plain_greedy = not (
+            plan.adjusted or plan.masked or plan.scored or plan.free.size or plan.restricted.size
         )
 
 

@@ -11,6 +11,7 @@ import tokenizers
 
 from vorta.errors import FailedPrecondition, Unavailable
 from vorta_kernels import cpu
+from vorta_kernels.sampling import SamplingKernel
 from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.runner import ModelRunner
@@ -83,6 +84,7 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
             kv_capacity_tokens=max(capacity, info.max_model_len + 64),
             max_tokens_cap=config.max_tokens_cap,
         ),
+        draw_kernel=SamplingKernel(config.threads) if cpu.is_available() else None,
     )
     defaults = vocabulary.generation_defaults
     card = ModelCard(

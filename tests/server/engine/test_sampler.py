@@ -12,11 +12,35 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vorta.errors import Internal
+from vorta_kernels import cpu
+from vorta_kernels.sampling import SamplingKernel
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.sampler import Sampler, prompt_logprobs
 
 Doubles = NDArray[np.float64]
+
+_kernels: list[SamplingKernel | None] = [None]
+
+
+@pytest.fixture(
+    autouse=True,
+    scope="module",
+    params=[
+        "numpy",
+        pytest.param(
+            "kernel",
+            marks=pytest.mark.skipif(not cpu.is_available(), reason="no C++ compiler builds the kernels here"),
+        ),
+    ],
+)
+def _way(request: pytest.FixtureRequest) -> None:
+    """Every test runs on numpy and on the kernel."""
+    _kernels[0] = SamplingKernel() if request.param == "kernel" else None
+
+
+def make_sampler(vocab_size: int) -> Sampler:
+    return Sampler(vocab_size, _kernels[0])
 
 
 def make_row(sampling: SamplingParams, vocab_size: int, *, seed: int = 0, prompt: tuple[int, ...] = ()) -> RowState:
@@ -107,7 +131,7 @@ def test_tokens_follow_the_reference(params: list[SamplingParams], vocab_size: i
     rows = [make_row(s, vocab_size, seed=i, prompt=prompt) for i, s in enumerate(params)]
     twins = [make_row(s, vocab_size, seed=i, prompt=prompt) for i, s in enumerate(params)]
     references = [Reference(s, prompt) for s in params]
-    sampler = Sampler(vocab_size)
+    sampler = make_sampler(vocab_size)
     for step in range(4):
         logits = make_logits(seed + step, len(rows), vocab_size)
         result = sampler.sample(logits.copy(), rows)
@@ -147,7 +171,7 @@ def _replace(sampling: SamplingParams, **changes: object) -> SamplingParams:
 def test_a_row_does_not_depend_on_its_batch(params: list[SamplingParams], seed: int, vocab_size: int) -> None:
     rows = [make_row(s, vocab_size, seed=i) for i, s in enumerate(params)]
     alone = [make_row(s, vocab_size, seed=i) for i, s in enumerate(params)]
-    sampler = Sampler(vocab_size)
+    sampler = make_sampler(vocab_size)
     for step in range(2):
         logits = make_logits(seed + step, len(rows), vocab_size, ties=seed % 2 == 0)
         together = sampler.sample(logits.copy(), rows).token_ids.tolist()
@@ -160,7 +184,7 @@ def test_a_row_does_not_depend_on_its_batch(params: list[SamplingParams], seed: 
 def test_top_k_one_is_greedy(seed: int, ties: bool) -> None:
     logits = make_logits(seed, 5, 500, ties=ties)
     rows = [make_row(SamplingParams(temperature=1.7, top_k=1), 500, seed=i) for i in range(5)]
-    assert Sampler(500).sample(logits.copy(), rows).token_ids.tolist() == logits.argmax(axis=1).tolist()
+    assert make_sampler(500).sample(logits.copy(), rows).token_ids.tolist() == logits.argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 15, 16, 17, 255, 256, 257, 1023, 32_768, 151_936])
@@ -181,7 +205,7 @@ def test_every_vocabulary_size(vocab_size: int, sampling: SamplingParams) -> Non
     logits = make_logits(1, 3, vocab_size)
     rows = [make_row(sampling, vocab_size, seed=i) for i in range(3)]
     twins = [make_row(sampling, vocab_size, seed=i) for i in range(3)]
-    ids = Sampler(vocab_size).sample(logits.copy(), rows).token_ids.tolist()
+    ids = make_sampler(vocab_size).sample(logits.copy(), rows).token_ids.tolist()
     for i, token in enumerate(ids):
         uniform = 0.5 if rows[i].is_greedy else twins[i].draw()
         assert token in Reference(sampling).acceptable(logits[i], uniform, tolerance=2e-5)
@@ -203,7 +227,7 @@ def test_draws_have_the_right_distribution(sampling: SamplingParams) -> None:
     vocab_size, num_rows, num_steps = 40, 64, 250
     logits = np.random.default_rng(5).standard_normal(vocab_size).astype(np.float32) * 1.5
     rows = [make_row(sampling, vocab_size, seed=i) for i in range(num_rows)]
-    sampler = Sampler(vocab_size)
+    sampler = make_sampler(vocab_size)
     counts = np.zeros(vocab_size)
     for _ in range(num_steps):
         np.add.at(counts, sampler.sample(np.tile(logits, (num_rows, 1)), rows).token_ids, 1)
@@ -221,7 +245,7 @@ def test_uniforms_are_equal_for_equal_seeds_and_one_per_token() -> None:
     assert [first.draw() for _ in range(200)] == [second.draw() for _ in range(200)]
     assert make_row(SamplingParams(), 50, seed=10).draw() != make_row(SamplingParams(), 50, seed=9).draw()
     row, twin = (make_row(SamplingParams(top_p=0.5), 50, seed=3) for _ in range(2))
-    Sampler(50).sample(make_logits(0, 1, 50), [row])
+    make_sampler(50).sample(make_logits(0, 1, 50), [row])
     twin.draw()
     assert row.draw() == twin.draw()
 
@@ -229,7 +253,7 @@ def test_uniforms_are_equal_for_equal_seeds_and_one_per_token() -> None:
 def test_ties_go_to_the_lower_id_and_top_k_is_exact() -> None:
     logits = np.zeros((1, 1000), np.float32)
     row = make_row(SamplingParams(top_k=4), 1000)
-    sampler = Sampler(1000)
+    sampler = make_sampler(1000)
     seen = {int(sampler.sample(logits.copy(), [row]).token_ids[0]) for _ in range(200)}
     assert seen == {0, 1, 2, 3}
 
@@ -238,7 +262,7 @@ def test_min_tokens_masks_ends_until_then() -> None:
     sampling = SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=(3,))
     logits = np.array([[9.0, 1.0, 2.0, 8.0]], np.float32)
     rows = [make_row(sampling, 4)]
-    sampler = Sampler(4)
+    sampler = make_sampler(4)
     assert [int(sampler.sample(logits.copy(), rows).token_ids[0]) for _ in range(4)] == [2, 2, 0, 0]
     ignoring = [make_row(_replace(sampling, ignore_eos=True), 4)]
     assert int(sampler.sample(logits.copy(), ignoring).token_ids[0]) == 0
@@ -247,7 +271,7 @@ def test_min_tokens_masks_ends_until_then() -> None:
 def test_penalties() -> None:
     sampling = SamplingParams(temperature=0.0, presence_penalty=1.0, frequency_penalty=0.5)
     rows = [make_row(sampling, 3)]
-    sampler = Sampler(3)
+    sampler = make_sampler(3)
     logits = np.array([[5.0, 4.0, 0.0]], np.float32)
     # 5 → 3.5 after one use; 4 → 2.5 after one; 5 → 3.0 after two; 2.5 after three ties with 2.5, the lower id wins.
     assert [int(sampler.sample(logits.copy(), rows).token_ids[0]) for _ in range(5)] == [0, 1, 0, 0, 0]
@@ -284,19 +308,19 @@ def test_bad_rows_are_marked_and_do_not_harm_others() -> None:
     params = [SamplingParams(top_p=0.9), SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_k=5)]
     params.append(SamplingParams(logprobs=2, presence_penalty=1.0))
     rows = [make_row(s, 300, seed=i) for i, s in enumerate(params)]
-    result = Sampler(300).sample(logits, rows)
+    result = make_sampler(300).sample(logits, rows)
     assert result.bad_rows == (1, 2, 3)
     assert result.token_ids[1:4].tolist() == [-1, -1, -1]
     assert [row.num_generated for row in rows] == [1, 0, 0, 0, 1]
     assert result.scores is not None
     assert result.scores[0] is None
-    expected = Sampler(300).sample(good, [make_row(s, 300, seed=i) for i, s in enumerate(params)])
+    expected = make_sampler(300).sample(good, [make_row(s, 300, seed=i) for i, s in enumerate(params)])
     assert result.token_ids[[0, 4]].tolist() == expected.token_ids[[0, 4]].tolist()
 
 
 def test_a_bad_row_in_a_greedy_batch() -> None:
     rows = [make_row(SamplingParams(temperature=0.0), 3) for _ in range(2)]
-    result = Sampler(3).sample(np.array([[np.nan, 1, 2], [0, 5, 1]], np.float32), rows)
+    result = make_sampler(3).sample(np.array([[np.nan, 1, 2], [0, 5, 1]], np.float32), rows)
     assert result.bad_rows == (0,)
     assert result.token_ids.tolist() == [-1, 1]
 
@@ -305,7 +329,7 @@ def test_a_bad_row_in_a_greedy_batch() -> None:
 def test_logprobs_are_of_the_adjusted_logits_before_temperature(vocab_size: int) -> None:
     logits = make_logits(3, 1, vocab_size)
     sampling = SamplingParams(temperature=0.5, top_k=2, logprobs=5, logit_bias={1: 3.0})
-    result = Sampler(vocab_size).sample(logits.copy(), [make_row(sampling, vocab_size)])
+    result = make_sampler(vocab_size).sample(logits.copy(), [make_row(sampling, vocab_size)])
     assert result.scores is not None
     score = result.scores[0]
     assert score is not None
@@ -329,7 +353,7 @@ def test_prompt_logprobs() -> None:
 
 
 def test_a_new_list_brings_new_parameters() -> None:
-    sampler = Sampler(10)
+    sampler = make_sampler(10)
     logits = make_logits(0, 1, 10)
     first, second = make_row(SamplingParams(temperature=0.0), 10), make_row(SamplingParams(top_k=1), 10)
     for row in (first, second, first):
@@ -338,6 +362,6 @@ def test_a_new_list_brings_new_parameters() -> None:
 
 def test_wrong_shape_or_type_is_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
-        Sampler(10).sample(np.zeros((1, 10)), [make_row(SamplingParams(), 10)])  # type: ignore[arg-type]
+        make_sampler(10).sample(np.zeros((1, 10)), [make_row(SamplingParams(), 10)])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"not float32 \(1, 10\)"):
-        Sampler(10).sample(np.zeros((2, 10), np.float32), [make_row(SamplingParams(), 10)])
+        make_sampler(10).sample(np.zeros((2, 10), np.float32), [make_row(SamplingParams(), 10)])
