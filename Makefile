@@ -13,7 +13,8 @@ GRPC_PORT ?= 50051
 HTTP_PORT ?= 8000
 DATA_DIR ?= data
 BENCH_WORK ?= data/bench
-PEER_PYTHON ?=
+PEERS := .venv-peers
+PEER_PYTHON ?= $(wildcard $(PEERS)/bin/python)
 
 .PHONY: help
 help: ## Show this list
@@ -84,12 +85,23 @@ train-mini: $(SETUP) $(REFERENCE) ## Train vorta-mini from scratch (two CPU core
 performance-test: $(SETUP) ## Serve the default model and time requests of 100 tokens over gRPC
 	@$(BIN)/python -m vorta_bench.wire single
 
+.PHONY: peers
+peers: ## Install the engines that `make bench` compares with into .venv-peers (builds llama.cpp: ten minutes)
+	@$(PYTHON) -m venv $(PEERS)
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+
 .PHONY: bench
-bench: $(SETUP) ## Compare engines in one run (PEER_PYTHON: an interpreter with llama-cpp-python, gguf, openvino-genai)
+bench: $(SETUP) ## Compare engines in one run, then the wire with the bare loop (peers: `make peers` first)
 	@$(BIN)/python -m vorta_bench.engine --model mini --work $(BENCH_WORK) --out benchmarks/results/engine_mini.json \
 		$(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	@$(BIN)/python -m vorta_bench.engine --model half --work $(BENCH_WORK) --out benchmarks/results/engine_half.json \
 		$(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	@$(BIN)/vorta compile server/vorta_server/models/vorta-mini $(BENCH_WORK)/mini-int8 --force
+	@$(BIN)/vorta compile $(BENCH_WORK)/half $(BENCH_WORK)/half-int4 --precision int4 --force
+	@$(BIN)/python -m vorta_bench.wire throughput --model $(BENCH_WORK)/mini-int8 --tokens 512 \
+		--out benchmarks/results/wire_mini.json
+	@$(BIN)/python -m vorta_bench.wire throughput --model $(BENCH_WORK)/half-int4 --tokens 192 \
+		--out benchmarks/results/wire_half.json
 
 .PHONY: deploy-staging
 deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubectl context

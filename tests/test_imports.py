@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
     "vorta": ROOT / "clients/python/vorta",
     "vorta_server": ROOT / "server/vorta_server",
+    "vorta_kernels": ROOT / "kernels/vorta_kernels",
     "vorta_bench": ROOT / "benchmarks/vorta_bench",
 }
 WIRE = {"grpc", "google", "grpc_reflection", "grpc_health", "grpc_channelz", "vorta.v1"}
@@ -21,18 +22,24 @@ WIRE = {"grpc", "google", "grpc_reflection", "grpc_health", "grpc_channelz", "vo
 # package -> what it must not import
 FORBIDDEN: dict[str, set[str]] = {
     "vorta": {"vorta_server", "vorta_bench", "numpy", "onnxruntime", "pydantic", "msgspec", "torch"},
+    "vorta_kernels": WIRE | {"vorta", "vorta_server", "vorta_bench", "onnxruntime", "torch"},
     "vorta_server": {"vorta_bench", "torch", "transformers"},
     "vorta_server.engine": WIRE
     | {
         "onnxruntime",
         "pydantic",
+        "vorta_kernels",
         *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "compiler", "tokenization", "registry")),
     },
     "vorta_server.tokenization": WIRE
     | {"onnxruntime", *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "compiler"))},
     "vorta_server.runners": WIRE | {f"vorta_server.{name}" for name in ("front", "workers", "tokenization")},
     "vorta_server.compiler": WIRE
-    | {"onnxruntime", *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization"))},
+    | {
+        "onnxruntime",
+        "vorta_kernels",
+        *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization")),
+    },
     "vorta_server.workers": WIRE | {"vorta_server.front"},
     "vorta_server.registry": WIRE | {"onnxruntime", "vorta_server.front", "vorta_server.engine.engine"},
     "vorta_server.front": {"onnxruntime", "onnx", "numpy", "vorta_server.runners", "vorta_server.compiler"},

@@ -64,7 +64,7 @@ def compare(contenders: Sequence[Contender], arguments: Sequence[str], rounds: i
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """A markdown table of medians, with the first result's ratio to the best of the others below."""
+    """A markdown table of medians, with the ratio of each of our results to the best of the peers' below."""
     sound = [result for result in results if "error" not in result]
     cells = list(sound[0]["tokens_per_s"])
     medians = {
@@ -77,10 +77,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for result in sound:
         figures = " | ".join(f"{medians[result['name']][cell]:.4g}" for cell in cells)
         lines.append(f"| {result['name']} | {figures} | {result['peak_memory_bytes'] / 1e6:.0f} |")
-    ours, peers = sound[0]["name"], [result["name"] for result in sound[1:]]
-    if peers:
-        ratios = " | ".join(f"{medians[ours][cell] / max(medians[peer][cell] for peer in peers):.2f}" for cell in cells)
-        lines.append(f"| **{ours} / best peer** | {ratios} | |")
+    ours = [result["name"] for result in sound if result["name"].startswith("vorta")]
+    peers = [result["name"] for result in sound if result["name"] not in ours]
+    for name in ours if peers else ():
+        ratios = " | ".join(f"{medians[name][cell] / max(medians[peer][cell] for peer in peers):.2f}" for cell in cells)
+        lines.append(f"| **{name} / best peer** | {ratios} | |")
     lines += [f"\n{result['name']} failed: {result['error']}" for result in results if "error" in result]
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from tests.server.compiler.test_parity import error, prompt
 from vorta.errors import FailedPrecondition
 from vorta_server.compiler.artifact import load_manifest
 from vorta_server.compiler.checkpoint import CheckpointError
-from vorta_server.compiler.compile import compile_checkpoint
+from vorta_server.compiler.compile import compile_checkpoint, default_block
 
 
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
@@ -173,3 +173,30 @@ def test_no_torch_and_no_runtime() -> None:
 
 def test_numbers_are_float32(artifact_of: Callable[[Case, str], Path]) -> None:
     assert GraphRunner(artifact_of(CASES[0], "int4")).step([[1]], [0]).dtype == np.float32
+
+
+def test_a_block_that_is_no_size_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="block is 48") as caught:
+        compile_checkpoint(small_checkpoint, tmp_path / "out", precision="int4", block=48)
+    assert caught.value.field == "block"
+
+
+@pytest.mark.parametrize(("num_parameters", "block"), [(3_440_000, 32), (99_999_999, 32), (100_000_000, 128)])
+def test_large_models_have_larger_blocks(num_parameters: int, block: int) -> None:
+    assert default_block(num_parameters) == block
+
+
+def test_fp32_needs_no_kernels(small_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = compile_checkpoint(small_checkpoint, tmp_path / "out", precision="fp32", kernels="vorta")
+    assert manifest.kernels == "portable"
+
+
+def test_kernels_make_one_graph_of_smaller_weights(small_checkpoint: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for kernels, num_graphs in (("portable", 2), ("vorta", 1)):
+        out = tmp_path / kernels
+        manifest = compile_checkpoint(small_checkpoint, out, precision="int4", kernels=kernels)
+        assert manifest.kernels == kernels
+        assert len(manifest.graphs) == num_graphs
+        sizes[kernels] = manifest.files["weights.bin"].bytes
+    assert sizes["vorta"] < sizes["portable"]

@@ -347,3 +347,17 @@ def test_a_damaged_artifact_is_refused(tmp_path: Path, checkpoint: Path) -> None
     weights.write_bytes(data[:-1])
     with pytest.raises(ArtifactError, match=r"weights\.bin"):
         OnnxRunner(artifact, num_slots=1, threads=1)
+
+
+def test_kernels_that_cannot_be_built_are_told(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_checkpoint(checkpoint, tmp_path / "artifact", precision="int4", kernels="vorta")
+
+    def library() -> Path:
+        raise cpu.BuildError("no C++ compiler is installed")
+
+    monkeypatch.setattr(cpu, "library", library)
+    with pytest.raises(ArtifactError, match=r"no C\+\+ compiler is installed.*--kernels portable") as caught:
+        OnnxRunner(tmp_path / "artifact", num_slots=1)
+    assert caught.value.field == "kernels"
