@@ -4,8 +4,7 @@
 
 Every engine runs in a process of its own, in turn, on the same cores, several rounds; a figure is the median
 of all its windows. Artifacts and GGUF files are written into WORK when they are not there. The peers live in
-an environment of their own (llama-cpp-python, gguf, safetensors, openvino-genai); --peer-python names its
-interpreter.
+an environment of their own (`make peers`, requirements-peers.txt); --peer-python names its interpreter.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -143,6 +143,15 @@ def _contenders(checkpoint: Path, work: Path, precisions: Sequence[str], peer_py
             model=work / f"{checkpoint.name}-q4_0.gguf",
         )
     )
+    folder = work / f"{checkpoint.name}-genai-int4"
+    if not folder.exists():
+        builder = [peer_python, "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
+        command = [*builder, "-i", str(checkpoint), "-o", str(folder), "-c", str(work / "genai-cache")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:  # measured without it, and the table says so
+            print(f"onnxruntime-genai's builder failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    contenders.append(Contender(name="onnxruntime-genai int4", engine="genai", python=peer_python, model=folder))
     return contenders
 
 

@@ -35,12 +35,16 @@ def open_peer(engine: str, model: Path, threads: int) -> Peer:
         from vorta_bench.peers.openvino import OpenVinoPeer
 
         return OpenVinoPeer(model, threads=threads)
+    if engine == "genai":
+        from vorta_bench.peers.onnxruntime_genai import GenAiPeer
+
+        return GenAiPeer(model)
     raise ValueError(f"unknown engine {engine!r}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one engine on one model.")
-    parser.add_argument("engine", choices=["vorta", "llama", "openvino"])
+    parser.add_argument("engine", choices=["vorta", "llama", "openvino", "genai"])
     parser.add_argument("model", type=Path)
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--steps", default="1=24,8=12,32=6", help="sequences=steps of a window, comma separated")
