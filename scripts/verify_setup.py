@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vorta import Client
 from vorta.errors import VortaError
+from vorta_kernels import cpu
 
 
 def _free_port() -> int:
@@ -25,6 +26,10 @@ def main() -> None:
     """Runs the checks; exits with 1 at the first that fails."""
     for name in ("grpcio", "protobuf", "onnxruntime", "tokenizers", "uvloop"):
         print(f"{name} {importlib.metadata.version(name)}")
+    try:
+        print(f"kernels {cpu.library().name}")
+    except cpu.BuildError as error:
+        print(f"kernels are not built, models run slower: {error}")
     with tempfile.TemporaryDirectory() as folder:
         port, log = _free_port(), Path(folder) / "server.log"
         command = [sys.executable, "-m", "vorta", "serve", "--grpc-port", str(port)]

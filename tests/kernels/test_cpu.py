@@ -243,6 +243,14 @@ def test_attention_refuses_positions_beyond_the_slot() -> None:
         )
 
 
+def test_attention_refuses_queries_of_another_width() -> None:
+    past, table = np.zeros((1, 1, 8, 16), np.float32), np.zeros((64, 8), np.float32)
+    inputs = [np.zeros((1, 1, 32), np.float32), None, None, past, past, np.array([0], np.int32), table, table]
+    sizes = {"num_heads": 1, "num_kv_heads": 1, "window": 0, "scale": 1.0}
+    with pytest.raises(Exception, match="do not fit each other"):
+        run("Attention", inputs, [TensorProto.FLOAT] * 3, **sizes)
+
+
 def test_the_library_is_kept_and_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = cpu.library.__wrapped__()

@@ -301,12 +301,18 @@ struct AttentionOp {
                  cosines = context.input(6), sines = context.input(7);
     if (!past_key || !past_value || !last || !cosines || !sines)
       return context.refuse("Attention: an input is missing");
+    const int64_t dim = past_key.shape[3];
+    const int64_t width = (num_heads_ + (key ? 0 : 2 * num_kv_heads_)) * dim;
+    if (qkv.shape.size() != 3 || qkv.columns() != width || cosines.columns() != dim / 2 ||
+        past_key.shape[1] != num_kv_heads_ || past_value.shape != past_key.shape ||
+        static_cast<bool>(key) != static_cast<bool>(value))
+      return context.refuse("Attention: queries, slots and rotary tables do not fit each other");
     AttentionShape shape{};
     shape.batch = qkv.shape[0];
     shape.steps = qkv.shape[1];
     shape.num_heads = num_heads_;
     shape.num_kv_heads = num_kv_heads_;
-    shape.head_dim = past_key.shape[3];
+    shape.head_dim = dim;
     shape.past_capacity = shape.present_capacity = past_key.shape[2];
     shape.window = window_;
     shape.scale = scale_;
@@ -402,14 +408,16 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
   using namespace vorta;
   static const ort::CustomOp ops[] = {describe<Quantise>(), describe<AddNormQuantise>(), describe<GateQuantise>(),
                                       describe<MatMulBlocks>(), describe<AttentionOp>()};
+  using ort::Status;
   const ort::Api* api = base->get_api(ort::kApiVersion);
-  if (api == nullptr) return nullptr;
+  if (api == nullptr) return nullptr;  // ONNX Runtime is older than these operators, and will not find them
   ort::CustomOpDomain* domain = nullptr;  // lives as long as the process: sessions refer to it
-  auto* status = api->at<ort::Status* (*)(const char*, ort::CustomOpDomain**)>(ort::kCreateCustomOpDomain)("vorta", &domain);
+  Status* status =
+      api->at<Status* (*)(const char*, ort::CustomOpDomain**)>(ort::kCreateCustomOpDomain)("vorta", &domain);
+  const auto add = api->at<Status* (*)(ort::CustomOpDomain*, const ort::CustomOp*)>(ort::kCustomOpDomainAdd);
   for (const ort::CustomOp& op : ops)
-    if (status == nullptr)
-      status = api->at<ort::Status* (*)(ort::CustomOpDomain*, const ort::CustomOp*)>(ort::kCustomOpDomainAdd)(domain, &op);
+    if (status == nullptr) status = add(domain, &op);
   if (status == nullptr)
-    status = api->at<ort::Status* (*)(ort::SessionOptions*, ort::CustomOpDomain*)>(ort::kAddCustomOpDomain)(options, domain);
+    status = api->at<Status* (*)(ort::SessionOptions*, ort::CustomOpDomain*)>(ort::kAddCustomOpDomain)(options, domain);
   return status;
 }
