@@ -1,8 +1,8 @@
 """Microbenchmark of the whole-batch sampler: `python -m vorta_bench.sampler [--json FILE]`.
 
-Measures the way that serves (the kernel, or numpy where it cannot be built). Prints microseconds per call, the median of several rounds, for each way of sampling, batch size, vocabulary
-and shape of logits: `peaked` looks like a trained model's (a few likely tokens over a long tail), `flat` is the worst
-case for top-p.
+Measures the way that serves: the kernel, or numpy where it cannot be built. Prints microseconds per call, the median of
+several rounds, for each way of sampling, batch size, vocabulary and shape of logits: `peaked` looks like a trained
+model's (a few likely tokens over a long tail), `flat` is the worst case for top-p.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ["GenAiPeer"]
 
 
 class GenAiPeer:
-    """A model folder of `python -m onnxruntime_genai.models.builder`. Threads are the builder's setting, one per core."""
+    """A model folder of `python -m onnxruntime_genai.models.builder`, on one thread per core."""
 
     def __init__(self, model: Path) -> None:
         import onnxruntime_genai
