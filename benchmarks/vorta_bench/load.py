@@ -246,22 +246,27 @@ class Load:
         return self._num_taken - 1
 
     async def _closed_loop(self) -> None:
+        if self._options.workload == "burst":
+            await self._send_groups()
+            return
         async with asyncio.TaskGroup() as workers:
-            if self._options.workload != "burst":
-                for _ in range(min(self._options.concurrency, self._options.most_requests)):
-                    workers.create_task(self._work_on())
-                return
-        while (first := self._take(self._now_s())) is not None:
-            more = (self._take(self._now_s()) for _ in range(self._options.concurrency - 1))
-            requests = [self._request(index) for index in (first, *more) if index is not None]
-            async with asyncio.TaskGroup() as group:
-                for index, request in enumerate(requests, first):
-                    group.create_task(self._send(self._record(index, self._now_s()), request))
+            for _ in range(min(self._options.concurrency, self._options.most_requests)):
+                workers.create_task(self._work_on())
 
     async def _work_on(self) -> None:
         while (index := self._take(self._now_s())) is not None:
             request = self._request(index)
             await self._send(self._record(index, self._now_s()), request)
+
+    async def _send_groups(self) -> None:
+        while True:
+            taken = [self._take(self._now_s()) for _ in range(self._options.concurrency)]
+            requests = [(index, self._request(index)) for index in taken if index is not None]
+            if not requests:
+                return
+            async with asyncio.TaskGroup() as group:
+                for index, request in requests:
+                    group.create_task(self._send(self._record(index, self._now_s()), request))
 
     async def _open_loop(self, rate: float) -> None:
         group = BURST_SIZE if self._options.workload == "burst" else 1
@@ -359,12 +364,12 @@ def build_report(run: Run) -> dict[str, Any]:
     """The run as ghz's report: times in ns, marks of the histogram in s.
 
     As in ghz `count`, `rps` and the distributions of errors and statuses are over all requests, latencies over those
-    that ended well. Dropped arrivals have no latency and are left out of `average`.
+    that ended well. What was not sent has no latency and is left out of `average`.
     """
     options, records, total_s = run.options, run.records, run.total_s
     good = [record for record in records if not record.error]
     ordered = sorted(record.latency_s for record in good)
-    sent = [record for record in records if record.status != DROPPED]
+    sent = [record for record in records if record.sent_s is not None]
     tokens = sum(record.tokens for record in records)
     is_open = options.rate is not None
     name = f"vorta {options.workload}"
@@ -417,7 +422,7 @@ def build_report(run: Run) -> dict[str, Any]:
             "seed": options.seed,
             "ok": len(good),
             "ok_per_second": len(good) / total_s,
-            "dropped": len(records) - len(sent),
+            "dropped": sum(record.status == DROPPED for record in records),
             "tokens": {"output": tokens, "output_per_second": tokens / total_s},
             "ttft": _statistics(record.ttft_s for record in good),
             "tpot": _statistics(record.tpot_s for record in good),
@@ -476,7 +481,12 @@ async def _run_until_signal(options: LoadOptions) -> Run:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    return await Load(options).run(stop)
+    try:
+        return await Load(options).run(stop)
+    finally:
+        # uvloop leaves its handlers in place when it closes, and nothing could interrupt the server's stop.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.clients.fake_server import FakeServer
 from tests.integration.served import Served, free_port, serving
+from vorta.v1 import common_pb2
 from vorta_bench.load import (
     DROPPED,
     Load,
@@ -31,6 +37,13 @@ from vorta_bench.load import (
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("load")) as served:
         yield served
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.close()
 
 
 def options_for(server: Served, **values: object) -> LoadOptions:
@@ -90,6 +103,20 @@ def test_the_report_adds_up() -> None:
     json.dumps(report, allow_nan=False)
 
 
+def test_options_are_of_the_types_that_ghz_reads() -> None:
+    options = build_report(finished_run())["options"]
+    assert (options["rps"], options["timeout"], options["async"]) == (2, 60_000_000_000, True)
+    assert {type(options[key]) for key in ("rps", "timeout", "total", "concurrency", "connections")} == {int}
+    assert "duration" not in options
+
+
+def test_tokens_of_a_merged_delta_count_as_they_arrived() -> None:
+    record = Record(0, 1.0)
+    for at_s, tokens in ((2.0, 3), (4.0, 4)):
+        record.add_delta(at_s, tokens)
+    assert (record.ttft_s, record.tpot_s, record.tokens, record.gaps_s) == (1.0, 0.5, 7, [2.0])
+
+
 def test_a_report_without_any_request() -> None:
     report = build_report(Run(LoadOptions(), "run", datetime(2026, 1, 1, tzinfo=UTC), 1.0, "cancel", []))
     assert (report["count"], report["histogram"], report["fastest"]) == (0, [], 0)
@@ -116,6 +143,75 @@ async def test_arrivals_beyond_what_may_be_in_flight_are_dropped_and_counted(ser
     assert report["count"] == 60
     assert report["vorta"]["dropped"] == report["statusCodeDistribution"][DROPPED] > 0
     assert sum(report["statusCodeDistribution"].values()) == 60
+
+
+async def test_a_run_that_is_stopped_reports_what_was_done(fake: FakeServer) -> None:
+    stop, held = asyncio.Event(), 2
+    loop = asyncio.get_running_loop()
+
+    def hold(request_id: str, index: int) -> None:
+        if int(request_id.rpartition("-")[2]) >= held:
+            loop.call_soon_threadsafe(stop.set)
+            fake.block.wait(20)
+
+    fake.on_event = hold
+    options = LoadOptions(server=fake.target, concurrency=1, requests=10, max_tokens=3)
+    report = build_report(await Load(options).run(stop))
+    assert (report["endReason"], report["count"]) == ("cancel", held + 1)
+    assert report["statusCodeDistribution"] == {"OK": held, "CANCELLED": 1}
+
+
+def test_ctrl_c_ends_the_command_with_its_report(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(request_id: str, index: int) -> None:
+        if request_id.endswith("-3") and index == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            fake.block.wait(20)
+
+    fake.on_event = interrupt
+    arguments = ["--server", fake.target, "--concurrency", "1", "--duration", "60", "--max-tokens", "3"]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main([*arguments, "--format", "json"]) == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    report = json.loads(capsys.readouterr().out)
+    assert (report["endReason"], report["statusCodeDistribution"]) == ("cancel", {"OK": 3, "CANCELLED": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"finish_reason": common_pb2.FINISH_REASON_DRAINING}, "UNAVAILABLE"),
+        ({"finish_reason": common_pb2.FINISH_REASON_DEADLINE}, "DEADLINE_EXCEEDED"),
+        (
+            {
+                "finish_reason": common_pb2.FINISH_REASON_ERROR,
+                "stream_error": common_pb2.RequestError(reason="INTERNAL", message="broken"),
+            },
+            "INTERNAL",
+        ),
+    ],
+)
+async def test_a_failure_that_the_last_event_tells_is_no_success(
+    fake: FakeServer, changes: dict[str, Any], status: str
+) -> None:
+    for name, value in changes.items():
+        setattr(fake, name, value)
+    report = build_report(await Load(LoadOptions(server=fake.target, concurrency=1, requests=2)).run())
+    assert report["statusCodeDistribution"] == {status: 2}
+    assert sum(report["errorDistribution"].values()) == 2
+    assert (report["vorta"]["ok"], report["histogram"]) == (0, [])
+
+
+async def test_a_request_ends_at_its_deadline(fake: FakeServer) -> None:
+    fake.on_event = lambda request_id, index: fake.block.wait(20) and None
+    report = build_report(await Load(LoadOptions(server=fake.target, requests=1, timeout_s=0.2)).run())
+    assert report["statusCodeDistribution"] == {"DEADLINE_EXCEEDED": 1}
+
+
+async def test_the_duration_ends_a_run(fake: FakeServer) -> None:
+    options = LoadOptions(server=fake.target, concurrency=2, duration_s=0.1, max_tokens=1)
+    report = build_report(await Load(options).run())
+    assert report["endReason"] == "timeout"
+    assert set(report["statusCodeDistribution"]) <= {"OK"}
 
 
 async def test_a_server_that_is_not_there() -> None:
