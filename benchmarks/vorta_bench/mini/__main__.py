@@ -53,6 +53,8 @@ def _train(arguments: argparse.Namespace) -> None:
         decay_from=arguments.decay_from,
         quantize_from=arguments.quantize_from,
         all_tasks_from=arguments.all_tasks_from,
+        last_tasks_from=arguments.last_tasks_from,
+        peak=arguments.peak,
         compile=not arguments.no_compile,
     )
     sizes = ModelConfig()
@@ -146,6 +148,13 @@ def main() -> None:
         default=0.2,
         help="share of the budget after which all tasks have their full weight",
     )
+    command.add_argument(
+        "--last-tasks-from",
+        type=float,
+        default=0.85,
+        help="share of the budget after which the hardest tasks get more weight",
+    )
+    command.add_argument("--peak", type=float, default=1.0, help="scale of the learning rates")
     command.add_argument("--resume", type=Path, help="a state.pt or a checkpoint folder to start from")
     command.add_argument("--tokenizer-documents", type=int, default=40_000)
     command.add_argument("--num-cases", type=int, default=200, help="held-out cases a task at the end; 0 for none")

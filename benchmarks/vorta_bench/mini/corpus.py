@@ -34,6 +34,14 @@ WEIGHTS: Mapping[str, float] = {
     "lookup": 110, "lookup_unknown": 45, "lookup_long": 6,
     "about": 45, "definition": 20, "small_talk": 10, "story": 4,
 }  # fmt: skip
+# In the end those get more that came last: counting, conversion, contexts without an answer and long ones.
+LAST_WEIGHTS: Mapping[str, float] = {
+    "add": 40, "subtract": 50, "multiply": 50, "divide": 30, "chain": 50, "repeat": 40,
+    "sort_numbers": 50, "sort_words": 50, "count_items": 180, "count_letters": 260, "count_words": 20, "convert": 170,
+    "date_format": 15, "date_add": 30, "extract": 60, "tool_call": 20, "tool_answer": 10,
+    "lookup": 80, "lookup_unknown": 120, "lookup_long": 10,
+    "about": 40, "definition": 20, "small_talk": 10, "story": 4,
+}  # fmt: skip
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are vorta-mini, a small and precise assistant.",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from vorta_bench.mini.corpus import FIRST_WEIGHTS, WEIGHTS, CorpusStream, Rows
+from vorta_bench.mini.corpus import FIRST_WEIGHTS, LAST_WEIGHTS, WEIGHTS, CorpusStream, Rows
 from vorta_bench.mini.model import MiniModel, ModelConfig
 from vorta_bench.mini.optimizer import Muon, has_fast_bfloat16, split_parameters
 from vorta_bench.mini.quantization import Precision, quantize_weight, straight_through
@@ -22,7 +22,10 @@ from vorta_bench.mini.quantization import Precision, quantize_weight, straight_t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Training ends at `max_steps` or after `time_budget_s`, whichever is first; the schedule follows the nearer."""
+    """Training ends at `max_steps` or after `time_budget_s`, whichever is first; the schedule follows the nearer.
+
+    `peak` scales both learning rates. What ends in `_from` is a share of the schedule.
+    """
 
     time_budget_s: float = 3600.0
     max_steps: int = 1_000_000
@@ -33,6 +36,8 @@ class TrainConfig:
     decay_from: float = 0.45
     quantize_from: float = 0.75
     all_tasks_from: float = 0.2
+    last_tasks_from: float = 0.85
+    peak: float = 1.0
     num_workers: int = 1
     num_replicas: int = 1
     seed: int = 1
@@ -44,7 +49,7 @@ class TrainConfig:
         """Factor on both learning rates at a step, with `progress` from 0 to 1."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
         decay = 1.0 if progress < self.decay_from else max(0.02, (1 - progress) / (1 - self.decay_from))
-        return warm * decay
+        return self.peak * warm * decay
 
 
 def attention_mask(documents: Tensor) -> Tensor:
@@ -165,7 +170,7 @@ def train(
         seed=config.seed * config.num_replicas + rank,
         batch_tokens=config.batch_tokens // config.num_replicas,
         num_workers=config.num_workers,
-        weights=FIRST_WEIGHTS if config.all_tasks_from > 0 else WEIGHTS,
+        weights=FIRST_WEIGHTS if config.all_tasks_from > 0 else WEIGHTS if config.last_tasks_from > 0 else LAST_WEIGHTS,
     )
     bfloat16 = has_fast_bfloat16(torch.device(device))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -178,7 +183,9 @@ def train(
     for step, rows in enumerate(stream):
         if progress >= 1:
             break
-        if progress >= config.all_tasks_from:
+        if progress >= config.last_tasks_from:
+            stream.weights = LAST_WEIGHTS
+        elif progress >= config.all_tasks_from:
             stream.weights = WEIGHTS
         factor = config.learning_rate_factor(step, progress)
         precision = choose_precision(rng, progress, config.quantize_from)
