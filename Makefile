@@ -79,7 +79,7 @@ security-scan: $(SETUP) ## Scan the code and the locked dependencies
 
 .PHONY: train-mini
 train-mini: $(SETUP) $(REFERENCE) ## Train vorta-mini from scratch (two CPU cores: about two hours)
-	@$(BIN)/python -m vorta_bench.mini train --out data/vorta-mini --num-replicas 2
+	@$(BIN)/python -m vorta_bench.mini train --out data/vorta-mini
 
 .PHONY: performance-test
 performance-test: $(SETUP) ## Serve the default model and time requests of 100 tokens over gRPC
