@@ -45,9 +45,7 @@ def test_every_task_has_a_weight() -> None:
 
 def test_of_a_question_only_what_earlier_pairs_foretell_is_learnt() -> None:
     tokenizer = Tokenizer.from_file(str(MINI / "tokenizer.json"))
-    question = (
-        "The mayor of Zestu is Iris Stobrepiak. Iris Stobrepiak lives in Zestu and likes chess. " * 3
-    )
+    question = "The mayor of Zestu is Iris Stobrepiak. Iris Stobrepiak lives in Zestu and likes chess. " * 3
     ((ids, learnt),) = encode_documents(tokenizer, [[(question, False), ("Iris Stobrepiak", True)]])
     answer = len(tokenizer.encode("Iris Stobrepiak", add_special_tokens=False).ids)
     assert learnt[-answer:] == [True] * answer
