@@ -1,4 +1,4 @@
-"""`python -m vorta_bench.mini train | export | evaluate`."""
+"""`python -m vorta_bench.mini train | export | average | evaluate`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,16 @@ def _train(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     model = model_from_state(arguments.state)
     save_checkpoint(model, Tokenizer.from_file(str(arguments.state.parent / "tokenizer.json")), arguments.out)
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.share <= 1:
+        raise SystemExit(f"--share must be between 0 and 1, not {arguments.share}")
+    (first, tokenizer), (second, _) = load_checkpoint(arguments.first), load_checkpoint(arguments.second)
+    with torch.no_grad():
+        for mine, other in zip(first.parameters(), second.parameters(), strict=True):
+            mine.lerp_(other, arguments.share)
+    save_checkpoint(first, tokenizer, arguments.out)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -164,6 +174,12 @@ def main() -> None:
     command.add_argument("state", type=Path)
     command.add_argument("--out", type=Path, required=True)
     command.set_defaults(run=_export)
+    command = commands.add_parser("average", help="the weighted mean of two checkpoints of one run")
+    command.add_argument("first", type=Path)
+    command.add_argument("second", type=Path)
+    command.add_argument("--share", type=float, default=0.5, help="of the second")
+    command.add_argument("--out", type=Path, required=True)
+    command.set_defaults(run=_average)
     command = commands.add_parser("evaluate", help="exact match on held-out cases")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--num-cases", type=int, default=200)
