@@ -83,7 +83,7 @@ def measure_products(num_rows: int, bits: int, block: int, num_inputs: int = 896
         "codes": rng.integers(0, 256, (tiles, 16 * num_inputs * bits // 8)).astype(np.uint8),
         "scales": np.ones((tiles, 16 * num_inputs // block), np.float32),
     }
-    sizes = {"bits": bits, "block": block, "N": num_outputs}
+    sizes: dict[str, Any] = {"bits": bits, "block": block, "N": num_outputs}
     node = helper.make_node("MatMulBlocks", list(feed), ["y"], domain=VORTA, **sizes)
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
