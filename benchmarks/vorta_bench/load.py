@@ -479,14 +479,16 @@ def summarise(report: dict[str, Any]) -> str:
 
 async def _run_until_signal(options: LoadOptions) -> Run:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         loop.add_signal_handler(number, stop.set)
     try:
         return await Load(options).run(stop)
     finally:
         # uvloop leaves its handlers in place when it closes, and nothing could interrupt the server's stop.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
