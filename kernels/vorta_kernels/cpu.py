@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -15,7 +16,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-__all__ = ["BuildError", "is_available", "library"]
+__all__ = ["BuildError", "compiler", "is_available", "library"]
+
+logger = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent / "csrc" / "cpu"
 _FLAGS = (
@@ -38,6 +41,11 @@ class BuildError(RuntimeError):
     """The library cannot be built here; the message says why."""
 
 
+def compiler() -> str | None:
+    """The path of the C++ compiler that builds the library; None where there is none."""
+    return next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+
+
 @functools.cache
 def library() -> Path:
     """The path of the library, built if need be (a few seconds).
@@ -45,53 +53,55 @@ def library() -> Path:
     Raises:
         BuildError: There is no C++ compiler, it failed, or the cache folder cannot be written.
     """
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
+    program = compiler()
+    if program is None:
         raise BuildError(f"no C++ compiler ({', '.join(_COMPILERS)}) is installed")
     sources = sorted(_SOURCES.glob("*.cpp"))
     digest = hashlib.sha256()
-    for part in (*_FLAGS, compiler, _compiler_version(compiler), _processor()):
+    for part in (*_FLAGS, program, _compiler_version(program), _processor()):
         digest.update(f"{part}\0".encode())
     for file in sorted(_SOURCES.iterdir()):
         digest.update(file.read_bytes())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vorta" / "kernels"
     path = folder / f"vorta_cpu-{digest.hexdigest()[:16]}.so"
     if not path.exists():
-        _build(compiler, sources, path)
+        _build(program, sources, path)
     return path
 
 
+@functools.cache
 def is_available() -> bool:
-    """Whether the library is there or can be built."""
+    """Whether the library is there or can be built; logs once why not, since what runs without it is slower."""
     try:
         library()
-    except BuildError:
+    except BuildError as error:
+        logger.warning("without Vorta's kernels, on slower operators: %s", error)
         return False
     return True
 
 
-def _build(compiler: str, sources: list[Path], path: Path) -> None:
+def _build(program: str, sources: list[Path], path: Path) -> None:
     """Builds beside the place and renames, so that processes which build at once do not see half a library."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             result = Path(scratch) / path.name
-            command = [compiler, *_FLAGS, "-o", str(result), *map(str, sources)]
+            command = [program, *_FLAGS, "-o", str(result), *map(str, sources)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
             if done.returncode:
-                raise BuildError(f"{compiler} failed: {done.stderr.strip()[-2000:]}")
+                raise BuildError(f"{program} failed: {done.stderr.strip()[-2000:]}")
             result.replace(path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"building {path.name} failed: {error}") from error
 
 
-def _compiler_version(compiler: str) -> str:
+def _compiler_version(program: str) -> str:
     try:
         return subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=30, check=True
+            [program, "--version"], capture_output=True, text=True, timeout=30, check=True
         ).stdout.partition("\n")[0]
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler} cannot be run: {error}") from error
+        raise BuildError(f"{program} cannot be run: {error}") from error
 
 
 def _processor() -> str:

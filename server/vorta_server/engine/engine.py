@@ -426,9 +426,6 @@ class Engine:
         sampled = self._sampler.sample(logits, [sequence.row for sequence in sequences])
         self.counters.generated_tokens += len(sequences)
         self._take(sequences, sampled, range(len(sequences)), self._clock(), events, finished)
-        for sequence in sequences:
-            if sequence.state is SequenceState.DECODING:
-                self._scheduler.set_next_token(sequence, int(sequence.tokens[sequence.num_tokens - 1]))
 
     def _take(
         self,

@@ -199,10 +199,6 @@ class Scheduler:
             self._join_decoding(sequence)
         return ready
 
-    def set_next_token(self, sequence: Sequence, token_id: int) -> None:
-        """Tells the token that a decoding sequence feeds in the next step."""
-        self._token_ids[sequence.slot] = token_id
-
     def set_next_tokens(self, token_ids: NDArray[np.int64]) -> None:
         """Tells the token that each decode row feeds in the next step, [num_rows] as in the last step."""
         self._token_ids[: len(token_ids)] = token_ids

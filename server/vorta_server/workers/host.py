@@ -56,8 +56,8 @@ _MESSAGE_BYTES = 64
 
 _TOO_MANY_CALLS = Failure.of(ResourceExhausted("too many texts wait for tokenization", retry_delay_s=1.0))
 
-_ROWS_PER_INTERVAL = 8
-"""Rows above which the flush interval grows in proportion."""
+_ROWS_PER_INTERVAL, _MAX_INTERVALS = 8, 4
+"""Rows above which the flush interval grows in proportion, and how far."""
 
 _STATS_INTERVAL_S = 0.25
 _IDLE_S = 1.0
@@ -385,7 +385,7 @@ class WorkerHost:
     @property
     def _interval_s(self) -> float:
         """Seconds between two messages: many rows are worth waiting for together, as the front writes them together."""
-        return self._flush_interval_s * max(1.0, self._engine.num_running / _ROWS_PER_INTERVAL)
+        return self._flush_interval_s * min(max(1.0, self._engine.num_running / _ROWS_PER_INTERVAL), _MAX_INTERVALS)
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -126,6 +126,18 @@ constexpr int kMaxRows = 4;
 
 #endif
 
+struct TwoCodes {
+  Codes a, b;
+};
+
+// The codes of eight inputs: the first four and the last four.
+template <int kBits>
+inline TwoCodes next_codes(const uint8_t* from) {
+  const Codes first = load_codes(from);
+  if constexpr (kBits == 4) return {low_half(first), high_half(first)};
+  return {first, load_codes(from + 4 * kTile)};
+}
+
 template <int kRows, int kBits>
 void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, const BlockWeights& weights,
                    int64_t tile, float* out) {
@@ -143,13 +155,7 @@ void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, c
       Sums first[4] = {start(0), start(kRows > 1 ? 1 : 0), start(kRows > 2 ? 2 : 0), start(kRows > 3 ? 3 : 0)};
       Sums second[4] = {Sums(0), Sums(0), Sums(0), Sums(0)};
       for (int64_t i = 0; i < weights.block; i += 8, codes += 8 * kTile * kBits / 8) {
-        Codes a = load_codes(codes), b = a;
-        if constexpr (kBits == 4) {
-          b = high_half(a);
-          a = low_half(a);
-        } else {
-          b = load_codes(codes + 4 * kTile);
-        }
+        const auto [a, b] = next_codes<kBits>(codes);
         for (int row = 0; row < kRows; ++row) {
           add_codes<kBits>(first[row], a, part + row * weights.num_inputs + i);
           add_codes<kBits>(second[row], b, part + row * weights.num_inputs + i + 4);
@@ -163,13 +169,7 @@ void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, c
                        start(kRows > 8 ? 8 : 0), start(kRows > 9 ? 9 : 0), start(kRows > 10 ? 10 : 0),
                        start(kRows > 11 ? 11 : 0)};
       for (int64_t i = 0; i < weights.block; i += 8, codes += 8 * kTile * kBits / 8) {
-        Codes a = load_codes(codes), b = a;
-        if constexpr (kBits == 4) {
-          b = high_half(a);
-          a = low_half(a);
-        } else {
-          b = load_codes(codes + 4 * kTile);
-        }
+        const auto [a, b] = next_codes<kBits>(codes);
         for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], a, part + row * weights.num_inputs + i);
         for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], b, part + row * weights.num_inputs + i + 4);
       }
