@@ -1,7 +1,7 @@
 """What can be asked of a vector backend, and what it answers: plain values, independent of wire and backend.
 
-Vectors are float32 in C order, little-endian, as bytes; ids are texts of 1 to 256 bytes; payloads are JSON objects as text.
-A backend checks every value again and raises errors of `vorta.errors` that name the field as the contract does.
+Vectors are float32 in C order, little-endian, as bytes; ids are texts of 1 to 256 bytes; payloads are JSON objects as
+text. A backend checks every value again and raises errors of `vorta.errors` that name the field as the contract does.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ __all__ = [
     "Point",
     "Points",
     "Range",
-    "Result",
     "RestoreSnapshot",
+    "Result",
     "ScrollPoints",
     "Search",
     "SearchResult",
@@ -498,8 +498,10 @@ class Group(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class SearchResult(msgspec.Struct, array_like=True, kw_only=True):
-    """Of one query, best first: hits, or groups when grouped. `strategy` tells how it was found ("exact", "filtered_exact",
-    "index", "filtered_index", "text", "hybrid")."""
+    """Of one query, best first: hits, or groups when grouped.
+
+    `strategy` tells how it was found: "exact", "filtered_exact", "index", "filtered_index", "text" or "hybrid".
+    """
 
     hits: list[Hit] = []
     groups: list[Group] = []
@@ -534,8 +536,8 @@ class Ticket:
     Attributes:
         operation: What is asked.
         deadline_s: `time.monotonic()` by which an answer is of use; None for no such time.
-        is_abandoned: Set when nobody waits any more; work that has not begun can be left out (writes that were begun are
-            finished all the same).
+        is_abandoned: Set when nobody waits any more; work that has not begun can be left out (writes that were begun
+            are finished all the same).
     """
 
     __slots__ = ("_deliver", "deadline_s", "is_abandoned", "operation")
@@ -575,7 +577,7 @@ class VectorBackend(Protocol):
         ...
 
     def submit(self, ticket: Ticket) -> None:
-        """Takes an operation: answers it, refuses it (ResourceExhausted when the queue is full), or keeps it for `step`.
+        """Takes an operation: answers it, refuses it (ResourceExhausted when the queue is full) or keeps it for `step`.
 
         What came in together is submitted before the next `step`, so that searches can be computed as one batch.
         """
