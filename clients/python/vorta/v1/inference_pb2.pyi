@@ -1,5 +1,6 @@
 from google.api import annotations_pb2 as _annotations_pb2
 from vorta.v1 import common_pb2 as _common_pb2
+from vorta.v1 import vector_pb2 as _vector_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -353,6 +354,103 @@ class StreamChatResponse(_message.Message):
     delta: _common_pb2.StreamDelta
     finished: _common_pb2.StreamFinished
     def __init__(self, index: _Optional[int] = ..., started: _Optional[_Union[_common_pb2.StreamStarted, _Mapping]] = ..., delta: _Optional[_Union[_common_pb2.StreamDelta, _Mapping]] = ..., finished: _Optional[_Union[_common_pb2.StreamFinished, _Mapping]] = ...) -> None: ...
+
+class StreamAnswerRequest(_message.Message):
+    __slots__ = ("model", "question", "collection", "limit", "filter", "score_threshold", "hybrid", "text_field", "instruction", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "include_stop", "ignore_eos", "logprobs", "priority", "deterministic", "skip_special_tokens", "request_id")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    HYBRID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_STOP_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    question: str
+    collection: str
+    limit: int
+    filter: _vector_pb2.Filter
+    score_threshold: float
+    hybrid: bool
+    text_field: str
+    instruction: str
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    include_stop: bool
+    ignore_eos: bool
+    logprobs: int
+    priority: int
+    deterministic: bool
+    skip_special_tokens: bool
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., question: _Optional[str] = ..., collection: _Optional[str] = ..., limit: _Optional[int] = ..., filter: _Optional[_Union[_vector_pb2.Filter, _Mapping]] = ..., score_threshold: _Optional[float] = ..., hybrid: _Optional[bool] = ..., text_field: _Optional[str] = ..., instruction: _Optional[str] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., priority: _Optional[int] = ..., deterministic: _Optional[bool] = ..., skip_special_tokens: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class StreamAnswerResponse(_message.Message):
+    __slots__ = ("index", "hits", "started", "delta", "finished")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    hits: AnswerHits
+    started: _common_pb2.StreamStarted
+    delta: _common_pb2.StreamDelta
+    finished: AnswerFinished
+    def __init__(self, index: _Optional[int] = ..., hits: _Optional[_Union[AnswerHits, _Mapping]] = ..., started: _Optional[_Union[_common_pb2.StreamStarted, _Mapping]] = ..., delta: _Optional[_Union[_common_pb2.StreamDelta, _Mapping]] = ..., finished: _Optional[_Union[AnswerFinished, _Mapping]] = ...) -> None: ...
+
+class AnswerHits(_message.Message):
+    __slots__ = ("hits",)
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    hits: _containers.RepeatedCompositeFieldContainer[_vector_pb2.Hit]
+    def __init__(self, hits: _Optional[_Iterable[_Union[_vector_pb2.Hit, _Mapping]]] = ...) -> None: ...
+
+class AnswerFinished(_message.Message):
+    __slots__ = ("result", "cited_ids")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CITED_IDS_FIELD_NUMBER: _ClassVar[int]
+    result: _common_pb2.StreamFinished
+    cited_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, result: _Optional[_Union[_common_pb2.StreamFinished, _Mapping]] = ..., cited_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CancelGenerateRequest(_message.Message):
     __slots__ = ("request_id",)

@@ -68,6 +68,11 @@ class InferenceServiceStub:
                 request_serializer=vorta_dot_v1_dot_inference__pb2.ResumeGenerateRequest.SerializeToString,
                 response_deserializer=vorta_dot_v1_dot_inference__pb2.ResumeGenerateResponse.FromString,
                 _registered_method=True)
+        self.StreamAnswer = channel.unary_stream(
+                '/vorta.v1.InferenceService/StreamAnswer',
+                request_serializer=vorta_dot_v1_dot_inference__pb2.StreamAnswerRequest.SerializeToString,
+                response_deserializer=vorta_dot_v1_dot_inference__pb2.StreamAnswerResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/vorta.v1.InferenceService/Tokenize',
                 request_serializer=vorta_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -131,6 +136,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamAnswer(self, request, context):
+        """Answers a question from a collection: searches, streams the hits, then the tokens of an answer that rests on them,
+        then which of them it cites. One deadline and one trace cover all of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Splits text or a conversation into the model's tokens.
         """
@@ -177,6 +190,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ResumeGenerate,
                     request_deserializer=vorta_dot_v1_dot_inference__pb2.ResumeGenerateRequest.FromString,
                     response_serializer=vorta_dot_v1_dot_inference__pb2.ResumeGenerateResponse.SerializeToString,
+            ),
+            'StreamAnswer': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamAnswer,
+                    request_deserializer=vorta_dot_v1_dot_inference__pb2.StreamAnswerRequest.FromString,
+                    response_serializer=vorta_dot_v1_dot_inference__pb2.StreamAnswerResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -355,6 +373,33 @@ class InferenceService:
             '/vorta.v1.InferenceService/ResumeGenerate',
             vorta_dot_v1_dot_inference__pb2.ResumeGenerateRequest.SerializeToString,
             vorta_dot_v1_dot_inference__pb2.ResumeGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vorta.v1.InferenceService/StreamAnswer',
+            vorta_dot_v1_dot_inference__pb2.StreamAnswerRequest.SerializeToString,
+            vorta_dot_v1_dot_inference__pb2.StreamAnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,
