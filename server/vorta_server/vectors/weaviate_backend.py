@@ -7,6 +7,7 @@ import itertools
 import logging
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -229,7 +230,9 @@ def _lane(operation: Operation) -> str | None:
 
 def _new_store(config: WeaviateConfig) -> WeaviateStore:
     try:
-        from vorta_server.vectors.weaviate_store import WeaviateStore
+        # authlib, which the client imports, warns about httpx whatever the filters say; nobody here can do about it.
+        with warnings.catch_warnings(record=True):
+            from vorta_server.vectors.weaviate_store import WeaviateStore
     except ImportError as error:
         if not (error.name or "").startswith(("weaviate", "authlib", "validators", "httpx", "pydantic")):
             raise

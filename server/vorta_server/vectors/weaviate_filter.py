@@ -161,7 +161,9 @@ class _FieldTest:
             parts.append(self._by("integer", lambda name: _all([_integer_bound(name, *limit) for limit in limits])))
         if "float" in self._kinds:
             parts.append(
-                self._by("float", lambda name: _all([_bound(name, operator, value) for operator, value in limits]))
+                self._by(
+                    "float", lambda name: _all([_bound(name, operator, float(value)) for operator, value in limits])
+                )
             )
         return _any(parts)
 

@@ -62,7 +62,9 @@ class Searcher:
         num_queries = check_search(search)
         if search.texts and not collection.text_fields:
             raise InvalidArgument(f"{collection.name} has no text fields to search.", field="text")
-        vectors = check_vectors(search.vectors, collection, "vectors", count=num_queries or None)
+        vectors = check_vectors(
+            search.vectors, collection, "vectors", count=(num_queries or None) if search.vectors else 0
+        )
         if len(vectors) > _MAX_QUERIES:
             raise InvalidArgument(f"There are more than {_MAX_QUERIES} queries.", field="queries")
         has_vector_side = bool(len(vectors) or search.ids)
