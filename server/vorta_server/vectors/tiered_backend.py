@@ -286,12 +286,15 @@ class TieredBackend:
 
     def _write(self, ticket: Ticket, write: UpsertPoints | DeletePoints) -> None:
         """Writes to the truth, lets the lane go on, and writes to the copy."""
+        ticket_waits = getattr(ticket.operation, "wait", True)
 
         def acknowledged(answer: _Answer) -> None:
             # The name may have been an alias that was unknown when the write was submitted.
             name = self._own_name(write.collection)
             copy = self._copies.get(name)
             receives = copy is not None and copy.is_receiving
+            if isinstance(answer, Written) and not ticket_waits:
+                answer = Written(count=answer.count if isinstance(write, UpsertPoints) else 0, sequence=0)
             if isinstance(answer, VortaError):
                 self._deliver(ticket, answer)
                 if copy is not None and receives and not isinstance(answer, _NothingWritten):
@@ -316,8 +319,7 @@ class TieredBackend:
 
         self._ask(self._hot, msgspec.structs.replace(write, collection=copy.name), copied, None)
         if not must_wait:
-            count = answer.count if isinstance(answer, Written) and isinstance(write, UpsertPoints) else 0
-            self._deliver(ticket, Written(count=count, sequence=0))
+            self._deliver(ticket, answer)
 
     def _touch(self, copy: _Copy, write: UpsertPoints | DeletePoints) -> None:
         if copy.is_ready:
