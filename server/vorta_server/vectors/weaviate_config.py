@@ -57,6 +57,8 @@ class WeaviateConfig:
         for name in ("http_port", "grpc_port"):
             if not 1 <= getattr(self, name) <= 65_535:
                 raise _bad(name, "must be 1 to 65535")
+        if self.grpc_host in ("", self.host) and self.grpc_port == self.http_port:
+            raise _bad("grpc_port", "must not be http_port on the same host")
         for name in ("connect_timeout_s", "query_timeout_s", "write_timeout_s"):
             if not getattr(self, name) > 0:
                 raise _bad(name, "must be above 0")

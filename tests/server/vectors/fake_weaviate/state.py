@@ -87,7 +87,11 @@ class State:
         schema.setdefault("invertedIndexConfig", {"bm25": {"b": 0.75, "k1": 1.2}})
         properties, schema["properties"] = schema.get("properties") or [], []
         for config in schema.get("vectorConfig", {}).values():
-            config["vectorIndexConfig"] = HNSW_DEFAULTS | config.get("vectorIndexConfig", {})
+            index = HNSW_DEFAULTS | config.get("vectorIndexConfig", {})
+            if "pq" in index:
+                encoder = {"type": "kmeans", "distribution": "log-normal"}
+                index["pq"] = index["pq"] | {"encoder": encoder | index["pq"].get("encoder", {})}
+            config["vectorIndexConfig"] = index
         self.classes[name] = WeaviateClass(schema)
         for prop in properties:
             self.add_property(name, prop)
