@@ -28,6 +28,7 @@ from vorta_server.vectors.operation import (
     DeleteCollection,
     DeletePoints,
     Operation,
+    RestoreSnapshot,
     Result,
     SwapAlias,
     Ticket,
@@ -225,6 +226,8 @@ def _lane(operation: Operation) -> str | None:
         return operation.collection
     if isinstance(operation, SwapAlias | DeleteAlias):
         return operation.alias
+    if isinstance(operation, RestoreSnapshot):
+        return operation.target or operation.collection
     return None
 
 

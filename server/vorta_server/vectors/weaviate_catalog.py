@@ -131,7 +131,7 @@ class Catalog:
     def create(self, operation: CreateCollection) -> CollectionInfo:
         collection = operation.collection
         check_collection(collection)
-        client = self._connected()
+        client = self.connected()
         name = class_name(collection.name)
         if client.collections.exists(name) or client.alias.exists(alias_name=name):
             raise _taken(collection.name)
@@ -159,11 +159,11 @@ class Catalog:
 
     def get_collection(self, operation: GetCollection) -> CollectionInfo:
         known = self.resolve(operation.collection, max_age_s=0.0)
-        aliases = self._connected().alias.list_all(collection=class_name(known.collection.name))
+        aliases = self.connected().alias.list_all(collection=class_name(known.collection.name))
         return self._info(known, [found for name in aliases if (found := collection_name(name)) is not None])
 
     def list_collections(self, operation: ListCollections) -> Collections:
-        client = self._connected()
+        client = self.connected()
         aliases: dict[str, list[str]] = {}
         for item in self._aliases():
             aliases.setdefault(item.collection, []).append(item.alias)
@@ -179,7 +179,7 @@ class Catalog:
         name = known.collection.name
         if name != operation.collection:
             raise InvalidArgument(f"{operation.collection} is an alias of {name}.", field="collection")
-        client = self._connected()
+        client = self.connected()
         # First the aliases: one that points nowhere would keep its name taken.
         for alias in client.alias.list_all(collection=class_name(name)):
             client.alias.delete(alias_name=alias)
@@ -213,7 +213,7 @@ class Catalog:
                 reason="COLLECTION_NOT_FOUND",
                 metadata={"collection": operation.collection},
             )
-        client = self._connected()
+        client = self.connected()
         alias, name = class_name(operation.alias), class_name(operation.collection)
         before = client.alias.get(alias_name=alias)
         if before is not None:
@@ -228,7 +228,7 @@ class Catalog:
 
     def delete_alias(self, operation: DeleteAlias) -> Done:
         check_name(operation.alias, "alias")
-        deleted = self._connected().alias.delete(alias_name=class_name(operation.alias))
+        deleted = self.connected().alias.delete(alias_name=class_name(operation.alias))
         self.forget(operation.alias)
         if not deleted:
             raise NotFound(
@@ -241,7 +241,7 @@ class Catalog:
 
     def _aliases(self) -> list[AliasInfo]:
         found = []
-        for item in self._connected().alias.list_all().values():
+        for item in self.connected().alias.list_all().values():
             alias, target = collection_name(item.alias), collection_name(item.collection)
             if alias is not None and target is not None:
                 found.append(AliasInfo(alias=alias, collection=target))
@@ -249,7 +249,8 @@ class Catalog:
 
     # What is known
 
-    def _connected(self) -> WeaviateClient:
+    def connected(self) -> WeaviateClient:
+        """The client, connected at the first call."""
         with self._lock:
             if self._client is None:
                 self._client = connect(self._config)
@@ -262,7 +263,7 @@ class Catalog:
         max_age_s = self._config.definition_ttl_s if max_age_s is None else max_age_s
         if known is not None and time.monotonic() - known.read_s < max_age_s:
             return known
-        client = self._connected()
+        client = self.connected()
         target = class_name(name)
         config = _config_of(client, target)
         if config is None and (alias := client.alias.get(alias_name=target)) is not None:
@@ -288,7 +289,7 @@ class Catalog:
             definition = msgspec.json.decode(description or "", type=Definition)
         except msgspec.DecodeError:
             return None
-        objects = self._connected().collections.use(name)
+        objects = self.connected().collections.use(name)
         return Known(
             definition=definition,
             objects=objects.with_consistency_level(ConsistencyLevel[self._config.consistency]),

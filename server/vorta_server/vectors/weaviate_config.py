@@ -12,6 +12,7 @@ __all__ = ["WeaviateConfig", "parse_weaviate_url"]
 _DEFAULT_HTTP_PORT = 8080
 _DEFAULT_GRPC_PORT = 50051
 _CONSISTENCY = ("ONE", "QUORUM", "ALL")
+_STORAGES = ("", "filesystem", "s3", "gcs", "azure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class WeaviateConfig:
         definition_ttl_s: How long a collection's definition is believed. Changes by this process are seen at once,
             those by others after this time at most.
         consistency: ONE, QUORUM or ALL: replicas that must agree on a read or a write.
+        backup_storage: Weaviate's storage for snapshots: filesystem, s3, gcs or azure, which its own settings must
+            have; empty for no snapshots.
         batch_bytes: Most bytes of vectors and payloads sent in one message.
     """
 
@@ -49,6 +52,7 @@ class WeaviateConfig:
     max_queue: int = 1024
     definition_ttl_s: float = 1.0
     consistency: str = "QUORUM"
+    backup_storage: str = ""
     batch_bytes: int = 8 << 20
 
     def __post_init__(self) -> None:
@@ -66,6 +70,8 @@ class WeaviateConfig:
             raise _bad("num_threads", "num_threads and batch_bytes must be at least 1, the others not negative")
         if self.consistency not in _CONSISTENCY:
             raise _bad("consistency", f"must be one of {', '.join(_CONSISTENCY)}")
+        if self.backup_storage not in _STORAGES:
+            raise _bad("backups", f"must be one of {', '.join(_STORAGES[1:])}")
 
 
 def parse_weaviate_url(url: str, *, api_key: str = "") -> WeaviateConfig:
@@ -75,8 +81,8 @@ def parse_weaviate_url(url: str, *, api_key: str = "") -> WeaviateConfig:
         weaviates://…                                               the same over TLS
 
     The ports default to 8080 (REST) and 50051 (gRPC). Options: `grpc_host`, `threads`, `queue`, `consistency`,
-    `connect_timeout_s`, `query_timeout_s`, `write_timeout_s`, `definition_ttl_s`. Keys are no part of URLs, because
-    URLs end up in logs.
+    `backups`, `connect_timeout_s`, `query_timeout_s`, `write_timeout_s`, `definition_ttl_s`. Keys are no part of URLs,
+    because URLs end up in logs.
 
     Raises:
         FailedPrecondition: SETTINGS_INVALID, naming the part that is wrong.
@@ -113,6 +119,7 @@ def parse_weaviate_url(url: str, *, api_key: str = "") -> WeaviateConfig:
 _OPTIONS: dict[str, tuple[str, type[str] | type[int] | type[float]]] = {
     "grpc_host": ("grpc_host", str),
     "consistency": ("consistency", str),
+    "backups": ("backup_storage", str),
     "threads": ("num_threads", int),
     "queue": ("max_queue", int),
     "connect_timeout_s": ("connect_timeout_s", float),

@@ -14,22 +14,26 @@ from weaviate.classes.query import Filter as Where
 from weaviate.classes.query import FilterReturn, Sort
 from weaviate.exceptions import WeaviateInsertManyAllFailedError
 
-from vorta.errors import InvalidArgument, Unavailable, Unimplemented, VortaError
+from vorta.errors import InvalidArgument, Unavailable, VortaError
 from vorta_server.vectors.operation import (
     Counted,
     CountPoints,
     CreateCollection,
+    CreateSnapshot,
     DeleteAlias,
     DeleteCollection,
     DeletePoints,
+    DeleteSnapshot,
     GetCollection,
     GetPoints,
     ListAliases,
     ListCollections,
+    ListSnapshots,
     Operation,
     Page,
     Point,
     Points,
+    RestoreSnapshot,
     Result,
     ScrollPoints,
     Search,
@@ -58,6 +62,7 @@ from vorta_server.vectors.weaviate_schema import (
     properties_of,
 )
 from vorta_server.vectors.weaviate_search import Searcher, found_vector
+from vorta_server.vectors.weaviate_snapshots import Backups
 
 __all__ = ["WeaviateStore"]
 
@@ -82,6 +87,7 @@ class WeaviateStore:
         self._config = config
         self._catalog = Catalog(config)
         self._searcher = Searcher(config.num_threads)
+        backups = Backups(self._catalog, config.backup_storage)
         self._handlers: dict[type, Callable[[Any], Result]] = {
             CreateCollection: self._catalog.create,
             GetCollection: self._catalog.get_collection,
@@ -94,6 +100,10 @@ class WeaviateStore:
             ScrollPoints: self._scroll,
             CountPoints: self._count,
             Search: self._search,
+            CreateSnapshot: backups.create,
+            ListSnapshots: backups.list_all,
+            DeleteSnapshot: backups.delete,
+            RestoreSnapshot: backups.restore,
         }
 
     def execute(
@@ -128,13 +138,7 @@ class WeaviateStore:
             return self._upsert(operation, on_accepted)
         if isinstance(operation, DeletePoints):
             return self._delete_points(operation, on_accepted)
-        handler = self._handlers.get(type(operation))
-        if handler is None:
-            raise Unimplemented(
-                "Snapshots are not made through this server when Weaviate holds the collections: "
-                "use Weaviate's own backups."
-            )
-        return handler(operation)
+        return self._handlers[type(operation)](operation)
 
     def close(self) -> None:
         """Closes the connections. Idempotent."""

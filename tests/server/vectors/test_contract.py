@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.server.vectors.contract import CHECKS, Driver
+from tests.server.vectors.contract import CHECKS, FILTERS, QUERIES, Driver, filled
 from vorta.errors import NotFound, VortaError
-from vorta_server.vectors.operation import DeleteCollection, ListCollections
+from vorta_server.vectors.operation import DeleteCollection, ListCollections, Search
 
-BACKENDS = ["weaviate-fake", "faiss", "tiered", "weaviate-live"]
+BACKENDS = ["weaviate-fake", "faiss", "tiered-fakes", "tiered-faiss", "weaviate-live"]
 
 
 @contextlib.contextmanager
@@ -39,10 +40,11 @@ def _opened(kind: str, folder: Path, stack: contextlib.ExitStack) -> Any:
         from vorta_server.vectors.faiss_backend import FaissBackend
 
         return FaissBackend(folder)
-    if kind == "tiered":
+    if kind.startswith("tiered"):
         from vorta_server.vectors.tiered_backend import TieredBackend
 
-        return TieredBackend(_opened("weaviate-fake", folder, stack), _opened("faiss", folder, stack))
+        hot = "faiss" if kind == "tiered-faiss" else "weaviate-fake"
+        return TieredBackend(_opened("weaviate-fake", folder, stack), _opened(hot, folder, stack))
     pytest.importorskip("weaviate", reason='needs the extra "weaviate"')
     from vorta_server.vectors.weaviate_backend import WeaviateBackend
     from vorta_server.vectors.weaviate_config import parse_weaviate_url
@@ -68,6 +70,24 @@ def test_contract(kind: str, check: str, tmp_path: Path) -> None:
         finally:
             if kind == "weaviate-live":
                 _clean(driver, name)
+
+
+@pytest.mark.parametrize("kind", ["tiered-fakes", "tiered-faiss"])
+def test_a_copy_answers_as_the_truth_does(kind: str, tmp_path: Path) -> None:
+    with open_backend(kind, tmp_path) as backend:
+        driver = Driver(backend)
+        filled(driver, "c")
+        end_s = time.monotonic() + 10
+        while backend.ready_collections != ["c"]:
+            backend.step()
+            time.sleep(0.001)
+            assert time.monotonic() < end_s
+        for index, (filter_, _) in enumerate(FILTERS):
+            search = Search(collection="c", vectors=QUERIES[index % 5].tobytes(), filter=filter_, limit=100)
+            from_copy = driver.ids(search)
+            assert from_copy == Driver(backend._truth).ids(search), filter_
+        assert backend.counters.hot_answers == len(FILTERS)
+        assert backend.counters.hot_failures == 0
 
 
 def _clean(driver: Driver, name: str) -> None:

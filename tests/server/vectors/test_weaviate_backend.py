@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from vorta.errors import (
+    AlreadyExists,
     Cancelled,
     DeadlineExceeded,
     FailedPrecondition,
@@ -223,6 +225,57 @@ def test_every_index_kind_can_be_made(driver: Driver) -> None:
         info = driver.ask(ops.CreateCollection(collection=collection(f"c-{kind}", index=IndexConfig(kind=kind))))
         assert info.collection.index.kind == kind
         assert info.stats.index_kind == ("flat" if kind == "flat" else "hnsw")
+
+
+# Snapshots
+
+
+def test_snapshots_are_backups(fake: FakeWeaviate, start: Start) -> None:
+    driver = Driver(start(backups="filesystem"))
+    filled(driver, "c")
+    made = driver.ask(ops.CreateSnapshot(collection="c"))
+    assert (made.collection, made.num_points, made.bytes) == ("c", len(IDS), 1 << 29)
+    fake.state.backups["theirs"] = fake.state.backups[made.snapshot]
+    listed = driver.ask(ops.ListSnapshots())
+    assert listed.snapshots == [made]
+    assert driver.ask(ops.ListSnapshots(collection="d")).snapshots == []
+    restore = ops.RestoreSnapshot(collection="c", snapshot=made.snapshot)
+    with pytest.raises(AlreadyExists):
+        driver.ask(restore)
+    driver.ask(ops.DeleteCollection(collection="c"))
+    fake.state.damaged.add(f"{made.snapshot}/restore")
+    with pytest.raises(FailedPrecondition) as caught:
+        driver.ask(restore)
+    assert caught.value.reason == "SNAPSHOT_INVALID"
+    fake.state.damaged.clear()
+    assert driver.ask(restore).stats.num_points == len(IDS)
+    assert driver.ids(SEARCH)
+    for operation, error in (
+        (ops.RestoreSnapshot(collection="c", snapshot="nothing"), NotFound),
+        (ops.RestoreSnapshot(collection="c", snapshot=made.snapshot, replace=True), Unimplemented),
+        (ops.RestoreSnapshot(collection="c", snapshot=made.snapshot, target="d"), Unimplemented),
+        (ops.DeleteSnapshot(collection="c", snapshot=made.snapshot), Unimplemented),
+        (ops.CreateSnapshot(collection="nothing"), NotFound),
+    ):
+        with pytest.raises(error):
+            driver.ask(operation)
+
+
+def test_a_backup_that_fails_or_takes_too_long(
+    fake: FakeWeaviate, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(start(backups="filesystem"))
+    filled(driver, "c")
+    # The clock of this one module: gRPC counts deadlines by the real one.
+    clock = types.SimpleNamespace(time=lambda: 1.0, sleep=time.sleep)
+    monkeypatch.setattr("vorta_server.vectors.weaviate_snapshots.time", clock)
+    fake.state.damaged.add(f"vorta-1000-{len(IDS)}")
+    with pytest.raises(Internal, match="FAILED"):
+        driver.ask(ops.CreateSnapshot(collection="c"))
+    fake.state.polls[f"vorta-1000-{len(IDS)}"] = -100
+    _, answers, done = submit(driver.backend, ops.CreateSnapshot(collection="c"), deadline_s=time.monotonic() + 0.1)
+    assert done.wait(5)
+    assert isinstance(answers[0], DeadlineExceeded)
 
 
 # Failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -175,4 +176,21 @@ def _answer(fake: FakeWeaviate, method: str, path: str, body: Any, query: dict[s
             return 200, {"alias": name, "class": body["class"]}
         case "DELETE", ["aliases", name]:
             return (204 if state.aliases.pop(name, None) else 404), None
+        case "POST", ["backups", "filesystem"]:
+            state.backups[body["id"]] = copy.deepcopy(state.classes[body["include"][0]])
+            return 200, {"id": body["id"], "classes": body["include"], "path": "/fake", "status": "STARTED"}
+        case "GET", ["backups", "filesystem"]:
+            return 200, [
+                {"id": key, "classes": [kept.schema["class"]], "status": "SUCCESS", "size": 0.5}
+                for key, kept in state.backups.items()
+            ]
+        case "GET", ["backups", "filesystem", key]:
+            return 200, state.backup_status(key)
+        case "POST", ["backups", "filesystem", key, "restore"]:
+            if f"{key}/restore" not in state.damaged:
+                kept = copy.deepcopy(state.backups[key])
+                state.classes[kept.schema["class"]] = kept
+            return 200, {"id": key, "classes": body["include"], "path": "/fake", "status": "STARTED"}
+        case "GET", ["backups", "filesystem", key, "restore"]:
+            return 200, state.backup_status(f"{key}/restore")
     raise Refused(404, f"the fake has no {method} {path}")

@@ -68,6 +68,18 @@ class State:
         self.lock = threading.RLock()
         self.classes: dict[str, WeaviateClass] = {}
         self.aliases: dict[str, str] = {}
+        self.backups: dict[str, WeaviateClass] = {}
+        self.polls: dict[str, int] = {}
+        self.damaged: set[str] = set()
+
+    def backup_status(self, key: str) -> dict[str, Any]:
+        """What a backup, or a restoration, has come to; it takes a few looks to be over."""
+        name = key.removesuffix("/restore")
+        if name not in self.backups:
+            raise Refused(404, "backup not found")
+        self.polls[key] = self.polls.get(key, 0) + 1
+        status = "STARTED" if self.polls[key] < 3 else "FAILED" if key in self.damaged else "SUCCESS"
+        return {"id": name, "path": "/fake", "status": status, "size": 0.5, "error": ""}
 
     def get(self, name: str) -> WeaviateClass:
         """The class of a name or an alias, as the gRPC calls take it."""
