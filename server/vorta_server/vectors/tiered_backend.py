@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import msgspec
 
@@ -27,18 +26,15 @@ from vorta.errors import (
 from vorta_server.vectors.operation import (
     Aliases,
     AliasInfo,
-    Collection,
     CollectionInfo,
     CreateCollection,
     DeleteAlias,
     DeleteCollection,
     DeletePoints,
-    GetCollection,
     GetPoints,
     ListAliases,
     ListCollections,
     Operation,
-    Page,
     Point,
     Points,
     RestoreSnapshot,
@@ -52,12 +48,12 @@ from vorta_server.vectors.operation import (
     Written,
 )
 from vorta_server.vectors.operation import Collections as CollectionList
+from vorta_server.vectors.tiered_copy import Answer, HotCopy, upsert_of
 
 __all__ = ["TieredBackend", "TieredConfig", "TieredCounters"]
 
 _log = logging.getLogger(__name__)
 
-_Answer: TypeAlias = Result | VortaError
 _CallersFault = (InvalidArgument, DeadlineExceeded, Cancelled, Unimplemented)
 _NothingWritten = (InvalidArgument, NotFound, FailedPrecondition, Unimplemented, PermissionDenied)
 _CLOSE_POLL_S = 0.002
@@ -101,34 +97,12 @@ class TieredCounters:
     fills: int = 0
 
 
-class _Copy:
-    """A hot collection. Once `is_receiving`, it gets every write that the truth acknowledges."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.is_ready = False
-        self.is_receiving = False
-        self.retry_at_s: float | None = None
-        self.num_failures = 0
-        self.attempt = 0
-        self.after = ""
-        self.touched: set[str] = set()
-        """Ids written since the page under way was asked for; the page may hold what they were before."""
-        self.must_reread = False
-        """Whether points were deleted by a filter since then."""
-
-    def reset(self) -> None:
-        self.is_ready = self.is_receiving = self.must_reread = False
-        self.after = ""
-        self.touched = set()
-
-
 class _Child(Ticket):
     """A ticket of ours to one of the backends, abandoned when the caller's is."""
 
     __slots__ = ("_parent",)
 
-    def __init__(self, operation: Operation, deliver: Callable[[_Answer], None], parent: Ticket | None) -> None:
+    def __init__(self, operation: Operation, deliver: Callable[[Answer], None], parent: Ticket | None) -> None:
         self._parent = parent
         super().__init__(operation, deliver, deadline_s=None if parent is None else parent.deadline_s)
 
@@ -174,8 +148,8 @@ class TieredBackend:
         self._hot = hot
         self._config = config or TieredConfig()
         self._wake = wake
-        self._events: deque[tuple[Callable[[_Answer], None], _Answer]] = deque()
-        self._copies: dict[str, _Copy] = {}
+        self._events: deque[tuple[Callable[[Answer], None], Answer]] = deque()
+        self._copies: dict[str, HotCopy] = {}
         self._aliases: dict[str, str] = {}
         self._lanes: dict[str, deque[Callable[[], None]]] = {}
         self._pending: set[Ticket] = set()
@@ -244,6 +218,8 @@ class TieredBackend:
             self.step()
             if not self._events:
                 time.sleep(_CLOSE_POLL_S)
+        for copy in self._copies.values():
+            copy.is_dropped = True  # a filling under way ends here
         self._truth.close()
         self._handle_events()
         self._step_hot()
@@ -260,7 +236,7 @@ class TieredBackend:
             self._read_truth(ticket)
             return
 
-        def answered(answer: _Answer) -> None:
+        def answered(answer: Answer) -> None:
             if not isinstance(answer, VortaError):
                 self.counters.hot_answers += 1
                 self._finish(ticket, answer)
@@ -277,7 +253,7 @@ class TieredBackend:
         self.counters.truth_answers += 1
         self._ask(self._truth, ticket.operation, lambda answer: self._from_truth(ticket, answer), ticket)
 
-    def _from_truth(self, ticket: Ticket, answer: _Answer) -> None:
+    def _from_truth(self, ticket: Ticket, answer: Answer) -> None:
         if isinstance(answer, Aliases):
             self._learn_aliases(answer)
         self._deliver(ticket, answer)
@@ -288,7 +264,7 @@ class TieredBackend:
         """Writes to the truth, lets the lane go on, and writes to the copy."""
         ticket_waits = getattr(ticket.operation, "wait", True)
 
-        def acknowledged(answer: _Answer) -> None:
+        def acknowledged(answer: Answer) -> None:
             # The name may have been an alias that was unknown when the write was submitted.
             name = self._own_name(write.collection)
             copy = self._copies.get(name)
@@ -307,11 +283,11 @@ class TieredBackend:
 
         self._ask(self._truth, write, acknowledged, ticket)
 
-    def _copy_write(self, copy: _Copy, write: UpsertPoints | DeletePoints, ticket: Ticket, answer: Result) -> None:
-        self._touch(copy, write)
+    def _copy_write(self, copy: HotCopy, write: UpsertPoints | DeletePoints, ticket: Ticket, answer: Result) -> None:
+        copy.touch(write)
         must_wait = getattr(ticket.operation, "wait", True)
 
-        def copied(hot_answer: _Answer) -> None:
+        def copied(hot_answer: Answer) -> None:
             if isinstance(hot_answer, VortaError):
                 self._hot_failed(copy, "a write", hot_answer)
             if must_wait:
@@ -321,25 +297,17 @@ class TieredBackend:
         if not must_wait:
             self._deliver(ticket, answer)
 
-    def _touch(self, copy: _Copy, write: UpsertPoints | DeletePoints) -> None:
-        if copy.is_ready:
-            return
-        if isinstance(write, DeletePoints) and write.filter is not None:
-            copy.must_reread = True
-        else:
-            copy.touched.update(write.ids)
-
-    def _repair(self, copy: _Copy, write: UpsertPoints | DeletePoints, error: VortaError) -> None:
+    def _repair(self, copy: HotCopy, write: UpsertPoints | DeletePoints, error: VortaError) -> None:
         """After a write that the truth may have done or not: what it has now goes to the copy."""
-        self._touch(copy, write)
+        copy.touch(write)
         if not write.ids:
             self._refill(copy, f"a deletion by filter failed: {error.message}")
             return
 
-        def read(answer: _Answer) -> None:
-            if self._copies.get(copy.name) is copy and copy.is_receiving:
+        def read(answer: Answer) -> None:
+            if copy.is_receiving and not copy.is_dropped:
                 if isinstance(answer, Points):
-                    self._touch(copy, write)
+                    copy.touch(write)
                     self._put(copy, answer.points, gone=set(write.ids) - {point.id for point in answer.points})
                 else:
                     self._refill(copy, "points could not be read after a failed write")
@@ -349,20 +317,20 @@ class TieredBackend:
         # At the head of the lane: later writes must not be overwritten by what is read before them.
         self._in_lane(copy.name, lambda: self._ask(self._truth, get, read, None), is_first=True)
 
-    def _put(self, copy: _Copy, points: list[Point], *, gone: set[str]) -> None:
-        def copied(answer: _Answer) -> None:
+    def _put(self, copy: HotCopy, points: list[Point], *, gone: set[str]) -> None:
+        def copied(answer: Answer) -> None:
             if isinstance(answer, VortaError):
                 self._hot_failed(copy, "a write", answer)
 
         if points:
-            self._ask(self._hot, _upsert(copy.name, points), copied, None)
+            self._ask(self._hot, upsert_of(copy.name, points), copied, None)
         if gone:
             self._ask(self._hot, DeletePoints(collection=copy.name, ids=sorted(gone)), copied, None)
 
     # Collections and aliases
 
     def _change(self, ticket: Ticket, operation: Operation, name: str) -> None:
-        def changed(answer: _Answer) -> None:
+        def changed(answer: Answer) -> None:
             if isinstance(operation, DeleteCollection) and not isinstance(answer, VortaError):
                 self._drop(ticket, operation.collection, answer)
             else:
@@ -381,8 +349,7 @@ class TieredBackend:
         elif isinstance(operation, CreateCollection | RestoreSnapshot) and isinstance(answer, CollectionInfo):
             name = answer.collection.name
             if self._is_hot(name):
-                self._copies[name] = copy = _Copy(name)
-                self._fill(copy)
+                self._start_copy(name)
 
     def _drop(self, ticket: Ticket, name: str, answer: Result) -> None:
         """Deletes the copy of a collection that the truth deleted, then answers."""
@@ -391,8 +358,9 @@ class TieredBackend:
         if copy is None:
             self._deliver(ticket, answer)
             return
+        copy.is_dropped = True
 
-        def dropped(hot_answer: _Answer) -> None:
+        def dropped(hot_answer: Answer) -> None:
             if isinstance(hot_answer, VortaError) and not isinstance(hot_answer, NotFound):
                 # Harmless: a copy is replaced before it is used again.
                 self.counters.hot_failures += 1
@@ -415,9 +383,9 @@ class TieredBackend:
             self._ask(self._truth, ListCollections(), self._surveyed, None)
         for copy in list(self._copies.values()):
             if copy.retry_at_s is not None and copy.retry_at_s <= now_s:
-                self._fill(copy)
+                copy.fill()
 
-    def _surveyed(self, answer: _Answer) -> None:
+    def _surveyed(self, answer: Answer) -> None:
         """Learns at the start what the truth holds."""
         if isinstance(answer, Aliases):
             self._learn_aliases(answer)
@@ -425,102 +393,46 @@ class TieredBackend:
             for info in answer.collections:
                 name = info.collection.name
                 if self._is_hot(name) and name not in self._copies:
-                    self._copies[name] = copy = _Copy(name)
-                    self._fill(copy)
+                    self._start_copy(name)
         else:
             _log.warning("the collections to copy are not known yet: %s", answer)
             self._survey_at_s = time.monotonic() + self._config.retry_s
 
-    def _fill(self, copy: _Copy) -> None:
-        """Replaces the copy: an old one away, the definition, then page by page."""
-        copy.retry_at_s = None
-        copy.reset()
-        copy.attempt += 1
+    def _start_copy(self, name: str) -> None:
+        if (old := self._copies.get(name)) is not None:
+            old.is_dropped = True
+        self._copies[name] = copy = HotCopy(
+            name,
+            ask_truth=lambda operation, then: self._ask(self._truth, operation, then, None),
+            ask_hot=lambda operation, then: self._ask(self._hot, operation, then, None),
+            scroll=getattr(self._truth, "bulk_scroll", ScrollPoints),
+            page_points=self._config.page_points,
+            on_end=self._filling_ended,
+        )
+        copy.fill()
 
-        def deleted(answer: _Answer) -> None:
-            if isinstance(answer, VortaError) and not isinstance(answer, NotFound):
-                self._hot_failed(copy, "the deletion of an old copy", answer)
-            else:
-                self._ask(self._truth, GetCollection(collection=copy.name), current(described), None)
+    def _filling_ended(self, copy: HotCopy, what: str, error: VortaError | None) -> None:
+        if error is None:
+            self.counters.fills += 1
+            _log.info("the copy of %s is complete", copy.name)
+        elif what == "gone":
+            copy.is_dropped = True
+            self._copies.pop(copy.name, None)
+        elif what == "hot":
+            self._hot_failed(copy, "its filling", error)
+        else:
+            self._refill(copy, f"the truth cannot be read: {error}")
 
-        def described(answer: _Answer) -> None:
-            if isinstance(answer, CollectionInfo):
-                operation = CreateCollection(collection=_definition(answer.collection))
-                self._ask(self._hot, operation, current(created), None)
-            elif isinstance(answer, NotFound):
-                self._copies.pop(copy.name, None)
-            else:
-                self._refill(copy, f"the truth does not describe it: {answer}")
-
-        def created(answer: _Answer) -> None:
-            if isinstance(answer, VortaError):
-                self._hot_failed(copy, "the making of a copy", answer)
-            else:
-                copy.is_receiving = True
-                next_page()
-
-        def next_page() -> None:
-            copy.touched, copy.must_reread = set(), False
-            scroll = ScrollPoints(
-                collection=copy.name,
-                after=copy.after,
-                limit=self._config.page_points,
-                with_payload=True,
-                with_vector=True,
-            )
-            self._ask(self._truth, scroll, current(scrolled), None)
-
-        def scrolled(answer: _Answer) -> None:
-            if not isinstance(answer, Page):
-                self._refill(copy, f"the truth could not be read: {answer}")
-            elif copy.must_reread:
-                next_page()
-            else:
-                points = [point for point in answer.points if point.id not in copy.touched]
-                if points:
-                    upsert = _upsert(copy.name, points)
-                    self._ask(self._hot, upsert, current(lambda done: stored(done, answer.next_after)), None)
-                else:
-                    page_done(answer.next_after)
-
-        def stored(answer: _Answer, next_after: str) -> None:
-            if isinstance(answer, VortaError):
-                self._hot_failed(copy, "a write", answer)
-            else:
-                page_done(next_after)
-
-        def page_done(next_after: str) -> None:
-            if next_after:
-                copy.after = next_after
-                next_page()
-            else:
-                copy.is_ready, copy.num_failures = True, 0
-                self.counters.fills += 1
-                _log.info("the copy of %s is complete", copy.name)
-
-        def current(handle: Callable[[_Answer], None]) -> Callable[[_Answer], None]:
-            """Leaves out answers to a filling that was given up."""
-            attempt = copy.attempt
-
-            def handled(answer: _Answer) -> None:
-                is_current = self._copies.get(copy.name) is copy and copy.retry_at_s is None
-                if is_current and copy.attempt == attempt and not self._is_closed:
-                    handle(answer)
-
-            return handled
-
-        self._ask(self._hot, DeleteCollection(collection=copy.name), current(deleted), None)
-
-    def _hot_failed(self, copy: _Copy, what: str, error: VortaError) -> None:
+    def _hot_failed(self, copy: HotCopy, what: str, error: VortaError) -> None:
         self.counters.hot_failures += 1
         self._refill(copy, f"{what} failed: {error}")
 
-    def _refill(self, copy: _Copy, why: str) -> None:
+    def _refill(self, copy: HotCopy, why: str) -> None:
         """Gives a copy up until it is filled again."""
-        if self._copies.get(copy.name) is not copy or copy.retry_at_s is not None:
+        if copy.is_dropped or copy.retry_at_s is not None:
             return
         wait_s = min(self._config.retry_s * 2 ** min(copy.num_failures, 30), self._config.max_retry_s)
-        copy.reset()
+        copy.give_up()
         copy.num_failures += 1
         copy.retry_at_s = time.monotonic() + wait_s
         _log.warning("the copy of %s is not used: %s; it is filled again in %.1f s", copy.name, why, wait_s)
@@ -558,12 +470,12 @@ class TieredBackend:
         self,
         backend: VectorBackend,
         operation: Operation,
-        then: Callable[[_Answer], None],
+        then: Callable[[Answer], None],
         parent: Ticket | None,
     ) -> None:
         """Submits an operation; `then` gets the answer in a later `step`."""
 
-        def deliver(answer: _Answer) -> None:
+        def deliver(answer: Answer) -> None:
             self._events.append((then, answer))
             if self._wake is not None:
                 self._wake()
@@ -588,7 +500,7 @@ class TieredBackend:
             then, answer = self._events.popleft()
             then(answer)
 
-    def _deliver(self, ticket: Ticket, answer: _Answer) -> None:
+    def _deliver(self, ticket: Ticket, answer: Answer) -> None:
         if isinstance(answer, VortaError):
             self._fail(ticket, answer)
         else:
@@ -616,18 +528,3 @@ def _changed_name(operation: Operation) -> str | None:
     if isinstance(operation, SwapAlias | DeleteAlias):
         return operation.alias
     return None
-
-
-def _upsert(name: str, points: list[Point]) -> UpsertPoints:
-    return UpsertPoints(
-        collection=name,
-        ids=[point.id for point in points],
-        vectors=b"".join(point.vector for point in points),
-        payloads=[point.payload or "{}" for point in points],
-    )
-
-
-def _definition(collection: Collection) -> Collection:
-    """What the copy is made with. Text fields are shown in the schema too, which definitions need not repeat."""
-    schema = {path: kind for path, kind in collection.schema.items() if path not in collection.text_fields}
-    return msgspec.structs.replace(collection, schema=schema)

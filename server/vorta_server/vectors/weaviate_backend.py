@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vorta.errors import (
     Cancelled,
@@ -30,12 +30,14 @@ from vorta_server.vectors.operation import (
     Operation,
     RestoreSnapshot,
     Result,
+    ScrollPoints,
     SwapAlias,
     Ticket,
     UpsertPoints,
     Written,
 )
 from vorta_server.vectors.weaviate_config import WeaviateConfig
+from vorta_server.vectors.weaviate_schema import UnorderedScroll
 
 if TYPE_CHECKING:
     from vorta_server.vectors.weaviate_store import WeaviateStore
@@ -54,6 +56,9 @@ class WeaviateBackend:
     other. A deadline becomes the timeout of calls over gRPC; those over REST (definitions, aliases) end by the
     configured timeouts. Operations still waiting at their deadline are failed by `step`.
     """
+
+    bulk_scroll: ClassVar[type[ScrollPoints]] = UnorderedScroll
+    """What a whole collection is best read with."""
 
     def __init__(self, config: WeaviateConfig) -> None:
         """Starts no connection yet.

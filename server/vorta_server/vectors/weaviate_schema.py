@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from vorta.errors import InvalidArgument, VortaError
-from vorta_server.vectors.operation import Collection
+from vorta_server.vectors.operation import Collection, ScrollPoints
 
 __all__ = [
     "FIELDS",
@@ -36,6 +36,7 @@ __all__ = [
     "PAYLOAD",
     "PREFIXES",
     "Definition",
+    "UnorderedScroll",
     "class_name",
     "collection_name",
     "decode_name",
@@ -72,6 +73,14 @@ class Definition(msgspec.Struct, kw_only=True):
     vorta: int = 1
     collection: Collection
     created_s: float
+
+
+class UnorderedScroll(ScrollPoints, tag="unordered_scroll", kw_only=True):
+    """A scroll in Weaviate's own order, with `after` in its terms; takes no filter.
+
+    For who reads everything: a page costs as much as its points, while an ordered one costs as much as all that come
+    after it, because Weaviate sorts by texts without its index.
+    """
 
 
 def encode_name(text: str) -> str:

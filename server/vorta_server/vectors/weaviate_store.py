@@ -57,6 +57,7 @@ from vorta_server.vectors.weaviate_schema import (
     ORDER,
     PAYLOAD,
     PREFIXES,
+    UnorderedScroll,
     object_uuid,
     order_key,
     properties_of,
@@ -98,6 +99,7 @@ class WeaviateStore:
             ListAliases: self._catalog.list_aliases,
             GetPoints: self._get_points,
             ScrollPoints: self._scroll,
+            UnorderedScroll: self._scroll_unordered,
             CountPoints: self._count,
             Search: self._search,
             CreateSnapshot: backups.create,
@@ -249,6 +251,21 @@ class WeaviateStore:
         page = points[: operation.limit]
         return Page(points=page, next_after="" if is_last else page[-1].id)
 
+    def _scroll_unordered(self, operation: UnorderedScroll) -> Page:
+        known = self._catalog.resolve(operation.collection)
+        check_limit(operation.limit)
+        reply = known.objects.query.fetch_objects(
+            limit=operation.limit,
+            after=operation.after or None,
+            return_properties=[ID, PAYLOAD] if operation.with_payload else [ID],
+            include_vector=operation.with_vector,
+        )
+        is_last = len(reply.objects) < operation.limit
+        return Page(
+            points=[_point(item, operation) for item in reply.objects],
+            next_after="" if is_last else str(reply.objects[-1].uuid),
+        )
+
     def _fetch(
         self,
         known: Known,
@@ -265,14 +282,7 @@ class WeaviateStore:
             return_properties=[ID, PAYLOAD] if operation.with_payload else [ID],
             include_vector=operation.with_vector,
         )
-        return [
-            Point(
-                id=str(item.properties[ID]),
-                vector=found_vector(item) if operation.with_vector else b"",
-                payload=str(item.properties.get(PAYLOAD) or "") if operation.with_payload else "",
-            )
-            for item in reply.objects
-        ]
+        return [_point(item, operation) for item in reply.objects]
 
     def _count(self, operation: CountPoints) -> Counted:
         known = self._catalog.resolve(operation.collection)
@@ -292,6 +302,14 @@ class WeaviateStore:
                 raise
         # Another process may have written the field meanwhile.
         return translate(operation.filter, self._catalog.resolve(operation.collection, max_age_s=0.0).fields)
+
+
+def _point(item: Any, operation: GetPoints | ScrollPoints) -> Point:
+    return Point(
+        id=str(item.properties[ID]),
+        vector=found_vector(item) if operation.with_vector else b"",
+        payload=str(item.properties.get(PAYLOAD) or "") if operation.with_payload else "",
+    )
 
 
 def _by_ids(ids: list[str]) -> FilterReturn:

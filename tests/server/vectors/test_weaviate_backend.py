@@ -227,6 +227,25 @@ def test_every_index_kind_can_be_made(driver: Driver) -> None:
         assert info.stats.index_kind == ("flat" if kind == "flat" else "hnsw")
 
 
+def test_everything_can_be_read_in_weaviates_order(fake: FakeWeaviate, driver: Driver) -> None:
+    filled(driver, "c")
+    found: list[str] = []
+    after, num_pages = "", 0
+    while True:
+        page = driver.ask(WeaviateBackend.bulk_scroll(collection="c", after=after, limit=20, with_vector=True))
+        num_pages += 1
+        for point in page.points:
+            assert point.vector == VECTORS[IDS.index(point.id)].tobytes()
+            assert point.payload
+        found += [point.id for point in page.points]
+        after = page.next_after
+        if not after:
+            break
+    assert sorted(found) == IDS
+    assert found == sorted(IDS, key=lambda point_id: str(object_uuid(point_id)))
+    assert num_pages == 4  # the last one is empty
+
+
 # Snapshots
 
 
