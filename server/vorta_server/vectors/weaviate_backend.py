@@ -96,6 +96,8 @@ class WeaviateBackend:
             if refusal is None:
                 job = _Job(ticket, lane)
                 self._num_pending += 1
+                while self._deadlines and self._deadlines[0][2].is_begun:
+                    heapq.heappop(self._deadlines)
                 if ticket.deadline_s is not None:
                     heapq.heappush(self._deadlines, (ticket.deadline_s, next(self._order), job))
                 waits = lane is not None and lane in self._lanes
@@ -150,7 +152,11 @@ class WeaviateBackend:
             with self._lock:
                 is_mine, next_job.is_begun = not next_job.is_begun, True
             if is_mine:
-                self._answer(next_job)
+                try:
+                    self._answer(next_job)
+                except Exception:  # of who takes the answer; others still wait for theirs
+                    _log.exception("an answer could not be delivered")
+                del next_job.ticket  # its points are of no use while the deadline is
                 with self._lock:
                     self._num_pending -= 1
             next_job = self._next_in_lane(next_job.lane)
@@ -245,7 +251,8 @@ def _new_store(config: WeaviateConfig) -> WeaviateStore:
         if not (error.name or "").startswith(("weaviate", "authlib", "validators", "httpx", "pydantic")):
             raise
         raise FailedPrecondition(
-            f'Weaviate needs the extra "weaviate": pip install "vorta[weaviate]" ({error}).',
+            'Weaviate needs the extra "weaviate": pip install "vorta[weaviate]", and then '
+            f'pip install --no-deps "weaviate-client>=4.24,<4.25" ({error}).',
             reason="SETTINGS_INVALID",
             field="vectors",
         ) from error

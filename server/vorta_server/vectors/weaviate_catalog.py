@@ -5,6 +5,7 @@ Imports the weaviate package: import this module only where that is installed.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from weaviate.classes.query import FilterReturn
 from weaviate.collections import Collection as WeaviateCollection
 from weaviate.exceptions import UnexpectedStatusCodeError, WeaviateInvalidInputError
 
-from vorta.errors import AlreadyExists, InvalidArgument, NotFound
+from vorta.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, VortaError
 from vorta_server.vectors.operation import (
     Aliases,
     AliasInfo,
@@ -59,6 +60,7 @@ from vorta_server.vectors.weaviate_schema import (
 
 __all__ = ["Catalog", "Known"]
 
+_CONNECT_PAUSE_S = 1.0
 _DISTANCES = {"cosine": VectorDistances.COSINE, "dot": VectorDistances.DOT, "l2": VectorDistances.L2_SQUARED}
 _TYPES = {
     "keyword": DataType.TEXT_ARRAY,
@@ -116,6 +118,7 @@ class Catalog:
         self._config = config
         self._lock = threading.Lock()
         self._client: WeaviateClient | None = None
+        self._failure: tuple[float, VortaError] | None = None
         self._known: dict[str, Known] = {}
         self._property_lock = threading.Lock()
 
@@ -250,10 +253,22 @@ class Catalog:
     # What is known
 
     def connected(self) -> WeaviateClient:
-        """The client, connected at the first call."""
+        """The client, connected at the first call.
+
+        Raises:
+            Unavailable: Weaviate cannot be reached. Said for a second without trying again, for those who waited while
+                another thread tried.
+            FailedPrecondition: It is too old, or refuses the API key.
+        """
         with self._lock:
             if self._client is None:
-                self._client = connect(self._config)
+                if self._failure is not None and time.monotonic() - self._failure[0] < _CONNECT_PAUSE_S:
+                    raise copy.copy(self._failure[1])
+                try:
+                    self._client = connect(self._config)
+                except Unavailable as error:
+                    self._failure = (time.monotonic(), error)
+                    raise
             return self._client
 
     def resolve(self, name: str, *, max_age_s: float | None = None) -> Known:

@@ -90,8 +90,10 @@ def connect(config: WeaviateConfig) -> WeaviateClient:
     """
     client = WeaviateClient(
         connection_params=_Params(
-            http=ProtocolParams(host=config.host, port=config.http_port, secure=config.is_secure),
-            grpc=ProtocolParams(host=config.grpc_host or config.host, port=config.grpc_port, secure=config.is_secure),
+            http=ProtocolParams(host=_in_url(config.host), port=config.http_port, secure=config.is_secure),
+            grpc=ProtocolParams(
+                host=_in_url(config.grpc_host or config.host), port=config.grpc_port, secure=config.is_secure
+            ),
         ),
         auth_client_secret=Auth.api_key(config.api_key) if config.api_key else None,
         additional_config=AdditionalConfig(
@@ -107,6 +109,11 @@ def connect(config: WeaviateConfig) -> WeaviateClient:
         client.close()
         raise to_vorta_error(error) from error
     return client
+
+
+def _in_url(host: str) -> str:
+    """IPv6 addresses stand in brackets where a port follows."""
+    return f"[{host}]" if ":" in host else host
 
 
 def to_vorta_error(error: Exception) -> VortaError:

@@ -307,9 +307,10 @@ def test_nothing_listens() -> None:
         backend = WeaviateBackend(
             WeaviateConfig(host="127.0.0.1", http_port=http.getsockname()[1], grpc_port=rpc.getsockname()[1])
         )
-        with pytest.raises(Unavailable) as caught:
-            Driver(backend).ask(SEARCH)
-        assert caught.value.is_retryable
+        for _ in range(2):
+            with pytest.raises(Unavailable) as caught:
+                Driver(backend).ask(SEARCH)
+            assert caught.value.is_retryable
         backend.close()
 
 
@@ -365,7 +366,7 @@ def test_api_keys_are_sent_both_ways(start: Start, fake: FakeWeaviate) -> None:
         (grpc.StatusCode.INTERNAL, Internal, False),
     ],
 )
-def test_status_codes_become_our_errors_at_once(
+def test_status_codes_become_our_errors_without_retries(
     fake: FakeWeaviate, driver: Driver, code: grpc.StatusCode, error: type[VortaError], is_retryable: bool
 ) -> None:
     filled(driver, "c")
@@ -376,11 +377,10 @@ def test_status_codes_become_our_errors_at_once(
         (ops.CountPoints(collection="c"), "Aggregate"),
     ):
         fake.faults.codes[method] = [code]
-        begun_s = time.monotonic()
         with pytest.raises(error) as caught:
             driver.ask(operation)
         assert caught.value.is_retryable is is_retryable
-        assert time.monotonic() - begun_s < 0.9  # the client alone would wait a second before its first retry
+        # The client alone would have slept and tried again, with success.
         assert fake.faults.codes[method] == []
 
 
@@ -426,13 +426,13 @@ def test_accepted_writes_that_fail_are_logged(
 def test_deadlines_become_timeouts(fake: FakeWeaviate, start: Start) -> None:
     backend = start()
     filled(Driver(backend), "c")
-    fake.faults.delay_s = 2.0
+    fake.faults.delay_s = 3.0
     begun_s = time.monotonic()
     for operation in (SEARCH, Search(collection="c", vectors=QUERIES.tobytes())):
         _, answers, done = submit(backend, operation, deadline_s=time.monotonic() + 0.1)
         assert done.wait(5)
         assert isinstance(answers[0], DeadlineExceeded)
-    assert time.monotonic() - begun_s < 1.5
+    assert time.monotonic() - begun_s < 2.5
 
 
 def test_configured_timeouts_hold_without_deadlines(fake: FakeWeaviate, start: Start) -> None:
@@ -513,6 +513,34 @@ def test_a_bug_still_answers(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
     _, answers, done = submit(backend, SEARCH)
     assert done.wait(5)
     assert isinstance(answers[0], Internal)
+
+
+def test_a_taker_that_fails_harms_nobody_else(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    backend = start(threads=1)
+    filled(Driver(backend), "c")
+
+    def broken(answer: Any) -> None:
+        raise ZeroDivisionError
+
+    backend.submit(Ticket(UPSERT, broken))
+    assert Driver(backend).ask(UPSERT).count == 1
+    wait(lambda: backend.num_pending == 0)
+    assert "could not be delivered" in caplog.text
+
+
+def test_a_finished_operation_is_not_kept_until_its_deadline(start: Start) -> None:
+    backend = start()
+    filled(Driver(backend), "c")
+    for _ in range(5):
+        Driver(backend).ask(SEARCH, timeout_s=60)
+    wait(lambda: backend.num_pending == 0)
+    assert len(backend._deadlines) <= 1
+
+
+def test_ipv6() -> None:
+    from vorta_server.vectors.weaviate_client import _in_url
+
+    assert (_in_url("::1"), _in_url("db")) == ("[::1]", "db")
 
 
 def test_dimension_and_vectors_are_kept_to(driver: Driver) -> None:
