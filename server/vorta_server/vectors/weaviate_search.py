@@ -17,15 +17,26 @@ from weaviate.classes.query import FilterReturn, MetadataQuery
 from weaviate.collections import Collection as WeaviateCollection
 
 from vorta.errors import InvalidArgument, NotFound, Unimplemented
-from vorta_server.vectors.operation import Collection, Group, Hit, Search, SearchResult, SearchResults
+from vorta_server.vectors.operation import (
+    Collection,
+    Condition,
+    Filter,
+    Group,
+    Hit,
+    Search,
+    SearchResult,
+    SearchResults,
+)
 from vorta_server.vectors.weaviate_checks import MAX_LIMIT, check_search, check_vectors
 from vorta_server.vectors.weaviate_client import call_deadline, current_deadline_s
+from vorta_server.vectors.weaviate_filter import Fields, translate
 from vorta_server.vectors.weaviate_rank import fuse, group_value, in_order, passes
 from vorta_server.vectors.weaviate_schema import FIELDS, ID, PAYLOAD, encode_name, object_uuid, property_name
 
 __all__ = ["Searcher", "found_vector"]
 
 _MAX_QUERIES = 1024
+_MAX_GROUP_QUERIES = 32
 
 
 def found_vector(item: Any) -> bytes:
@@ -51,8 +62,16 @@ class Searcher:
         collection: Collection,
         objects: WeaviateCollection[dict[str, Any], None],
         where: FilterReturn | None,
+        fields: Fields,
     ) -> SearchResults:
         """The search's results.
+
+        Args:
+            search: What is asked.
+            collection: The definition.
+            objects: The class.
+            where: The search's filter in Weaviate's terms.
+            fields: The kinds of values that the payload fields have.
 
         Raises:
             InvalidArgument: A value is out of range, or a text is given to a collection without text fields.
@@ -73,7 +92,7 @@ class Searcher:
                 'Weaviate searches exactly only in collections whose index is of kind "flat".',
                 metadata={"field": "exact"},
             )
-        query = _Query(search, collection, objects, where)
+        query = _Query(search, collection, objects, where, fields)
         rows: list[list[float] | None] = list(vectors.tolist()) if len(vectors) else []
         if search.ids:
             rows = list(query.vectors_of(search.ids))
@@ -114,7 +133,9 @@ class _Query:
         collection: Collection,
         objects: WeaviateCollection[dict[str, Any], None],
         where: FilterReturn | None,
+        fields: Fields,
     ) -> None:
+        self._fields = fields
         self._search = search
         self._collection = collection
         self._objects = objects
@@ -154,8 +175,8 @@ class _Query:
             wanted = search.limit + search.offset
             k = search.num_candidates or min(max(100, 4 * wanted), MAX_LIMIT)
             hits = fuse(
-                self._dense(vector, k, own_id),
-                self._words(text, k, own_id),
+                self._dense(vector, k, own_id, self._where),
+                self._words(text, k, own_id, self._where),
                 fusion=search.fusion,
                 dense_weight=search.dense_weight,
                 rrf_k=search.rrf_k,
@@ -164,29 +185,50 @@ class _Query:
             return self._result(hits, "hybrid", is_less_better=False)
         if vector is None:
             assert text is not None
-            return self._ranked(lambda k: self._words(text, k, own_id), "text", is_less_better=False)
+            return self._ranked(lambda k, where: self._words(text, k, own_id, where), "text", is_less_better=False)
         strategy = "exact" if self._collection.index.kind == "flat" else "index"
         return self._ranked(
-            lambda k: self._dense(vector, k, own_id),
+            lambda k, where: self._dense(vector, k, own_id, where),
             f"filtered_{strategy}" if self._is_filtered else strategy,
             is_less_better=self._is_less_better,
         )
 
-    def _ranked(self, find: Callable[[int], list[Hit]], strategy: str, *, is_less_better: bool) -> SearchResult:
+    def _ranked(
+        self, find: Callable[[int, FilterReturn | None], list[Hit]], strategy: str, *, is_less_better: bool
+    ) -> SearchResult:
         search = self._search
         wanted = search.limit + search.offset
         if not search.group_by:
-            return self._result(find(wanted), strategy, is_less_better=is_less_better)
-        # Groups need an unknown number of hits: ask for more until they are full or there are no more.
+            return self._result(find(wanted, self._where), strategy, is_less_better=is_less_better)
+        # Groups need an unknown number of hits: ask for more until there are enough groups or no more hits.
         k = min(wanted * search.group_size, MAX_LIMIT)
         while True:
-            hits = find(k)
+            hits = find(k, self._where)
             groups = _grouped(hits, search.group_by)
-            is_full = len(groups) >= wanted and all(len(g.hits) >= search.group_size for g in groups[:wanted])
             is_cut = bool(hits) and not passes(hits[-1].score, search.score_threshold, is_less_better=is_less_better)
-            if is_full or is_cut or len(hits) < k - 1 or k >= MAX_LIMIT:
-                return self._result(hits, strategy, is_less_better=is_less_better)
+            if is_cut or len(hits) < k or k >= MAX_LIMIT:
+                break
+            unfilled = [group for group in groups[search.offset : wanted] if len(group.hits) < search.group_size]
+            if len(groups) >= wanted and len(unfilled) <= _MAX_GROUP_QUERIES:
+                for group in unfilled:
+                    group.hits = self._of_group(group, find)
+                hits = in_order((hit for group in groups for hit in group.hits), is_less_better=is_less_better)
+                break
             k = min(4 * k, MAX_LIMIT)
+        return self._result(hits, strategy, is_less_better=is_less_better)
+
+    def _of_group(self, group: Group, find: Callable[[int, FilterReturn | None], list[Hit]]) -> list[Hit]:
+        """The best hits of one group."""
+        search = self._search
+        try:
+            equal = translate(Filter(must=[Condition(field=search.group_by, match=group.value)]), self._fields)
+        except InvalidArgument:  # a field so new that only another process knows it
+            return group.hits
+        parts = [part for part in (self._where, equal) if part is not None]
+        found = find(search.group_size, Where.all_of(parts))
+        # Of a list any item is equal to the value, but the first one decides the group.
+        same = [hit for hit in found if hit.id not in {known.id for known in group.hits}]
+        return group.hits + [hit for hit in same if group_value(hit.payload, search.group_by) == group.value]
 
     def _result(self, hits: list[Hit], strategy: str, *, is_less_better: bool) -> SearchResult:
         search = self._search
@@ -201,12 +243,12 @@ class _Query:
                     hit.payload = ""
         return SearchResult(groups=groups, strategy=strategy)
 
-    def _dense(self, vector: list[float], k: int, own_id: str | None) -> list[Hit]:
+    def _dense(self, vector: list[float], k: int, own_id: str | None, where: FilterReturn | None) -> list[Hit]:
         reply = self._objects.query.near_vector(
             near_vector=vector,
             target_vector="default",
             limit=min(k + (own_id is not None), MAX_LIMIT),
-            filters=self._where,
+            filters=where,
             return_metadata=MetadataQuery(distance=True),
             return_properties=self._properties(),
             include_vector=self._search.with_vector,
@@ -220,12 +262,12 @@ class _Query:
             return distance
         return 1.0 - distance if self._collection.distance == "cosine" else -distance
 
-    def _words(self, text: str, k: int, own_id: str | None) -> list[Hit]:
+    def _words(self, text: str, k: int, own_id: str | None, where: FilterReturn | None) -> list[Hit]:
         reply = self._objects.query.bm25(
             query=text,
             query_properties=self._text_properties,
             limit=min(k + (own_id is not None), MAX_LIMIT),
-            filters=self._where,
+            filters=where,
             return_metadata=MetadataQuery(score=True),
             return_properties=self._properties(),
             include_vector=self._search.with_vector,

@@ -289,8 +289,9 @@ class WeaviateStore:
         return Counted(count=self._catalog.number(known, self._where(known, operation)))
 
     def _search(self, operation: Search) -> Result:
-        known = self._catalog.resolve(operation.collection)
-        return self._searcher.search(operation, known.collection, known.objects, self._where(known, operation))
+        where = self._where(self._catalog.resolve(operation.collection), operation)
+        known = self._catalog.resolve(operation.collection)  # the filter may have made it read anew
+        return self._searcher.search(operation, known.collection, known.objects, where, known.fields)
 
     def _where(
         self, known: Known, operation: ScrollPoints | CountPoints | DeletePoints | Search

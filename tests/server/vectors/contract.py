@@ -635,6 +635,16 @@ def check_groups(driver: Driver, name: str) -> None:
     assert [(group.value, [hit.id for hit in group.hits]) for group in result.groups] == [
         (value, ids[:2]) for value, ids in list(wanted.items())[:3]
     ]
+    # Groups that the first hits do not fill.
+    result = driver.ask(
+        Search(collection=name, vectors=QUERIES[1].tobytes(), group_by="colour", group_size=10, limit=2, offset=1)
+    ).results[0]
+    by_colour: dict[str, list[str]] = {}
+    for point_id, _ in oracle(QUERIES[1]):
+        by_colour.setdefault(COLOURS[IDS.index(point_id) % len(COLOURS)], []).append(point_id)
+    assert [(group.value, [hit.id for hit in group.hits]) for group in result.groups] == [
+        (value, ids[:10]) for value, ids in list(by_colour.items())[1:3]
+    ]
     # A field that some lack, with values of one point each.
     result = driver.ask(
         Search(collection=name, vectors=QUERIES[:1].tobytes(), group_by="extra", limit=100, with_payload=False)
