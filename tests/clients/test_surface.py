@@ -7,14 +7,17 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
 
 import pytest
+from google.protobuf.message import Message
 
 import vorta
-from vorta import result, sampling, wire
-from vorta._method import ADMIN, INFERENCE
+from vorta import answer_result, embedding_result, options, result, sampling, vector_result, wire
+from vorta._method import ADMIN, EMBEDDING, INFERENCE, VECTOR
 from vorta._request import keywords_of
-from vorta.v1 import admin_pb2, common_pb2, errors_pb2, inference_pb2
+from vorta.v1 import admin_pb2, common_pb2, embedding_pb2, errors_pb2, inference_pb2, vector_pb2
 
 ROOT = Path(vorta.__file__).parent.parent
 
@@ -47,18 +50,42 @@ def test_all_names_are_there() -> None:
         _ = vorta.no_such_name
 
 
-def test_every_public_value_of_results_is_exported() -> None:
-    assert set(result.__all__) <= set(vorta.__all__)
+@pytest.mark.parametrize("module", [result, answer_result, embedding_result, vector_result, options])
+def test_every_public_value_of_results_is_exported(module: ModuleType) -> None:
+    assert set(module.__all__) <= set(vorta.__all__)
     public = {
         name
-        for name, value in vars(result).items()
-        if not name.startswith("_") and inspect.isclass(value) and value.__module__ == result.__name__
+        for name, value in vars(module).items()
+        if not name.startswith("_") and inspect.isclass(value) and value.__module__ == module.__name__
     }
-    assert public | {"Event"} == set(result.__all__)
+    assert public | ({"Event", "AnswerEvent"} & set(module.__all__)) == set(module.__all__)
 
 
 @pytest.mark.parametrize(
-    "module", ["async_client", "client", "errors", "inference_client", "result", "retry", "sampling", "stream", "wire"]
+    "module",
+    [
+        "answer_result",
+        "answer_stream",
+        "async_answer_stream",
+        "async_client",
+        "async_collection",
+        "async_result_stream",
+        "async_stream",
+        "client",
+        "collection",
+        "embedding_result",
+        "errors",
+        "filters",
+        "inference_client",
+        "options",
+        "result",
+        "result_stream",
+        "retry",
+        "sampling",
+        "stream",
+        "vector_result",
+        "wire",
+    ],
 )
 def test_every_public_name_has_a_docstring(module: str) -> None:
     loaded = __import__(f"vorta.{module}", fromlist=["x"])
@@ -83,11 +110,34 @@ def test_chat_has_every_field_of_the_contract(request_name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keywords", "request_type", "own"),
+    [
+        (options.EmbedOptions, embedding_pb2.EmbedRequest, "model inputs encoding"),
+        (options.EmbedOptions, embedding_pb2.EmbedOptions, "encoding"),
+        (options.RerankOptions, embedding_pb2.RerankRequest, "model query documents"),
+        (options.RerankOptions, embedding_pb2.StreamRerankRequest, "model query documents"),
+        (options.SearchOptions, vector_pb2.SearchRequest, "collection vector vector_packed text id compact"),
+        (options.SearchOptions, vector_pb2.BatchSearchRequest, "collection queries compact"),
+        (options.HybridSearchOptions, vector_pb2.HybridSearchRequest, "collection text vector vector_packed compact"),
+        (options.AnswerOptions, inference_pb2.StreamAnswerRequest, "model question collection"),
+    ],
+)
+def test_options_have_every_field_of_the_contract(keywords: type, request_type: type[Message], own: str) -> None:
+    fields = {field.name for field in request_type.DESCRIPTOR.fields}
+    assert set(get_type_hints(keywords)) == fields - set(own.split())
+    assert set(own.split()) <= fields
+
+
+@pytest.mark.parametrize(
     ("python", "proto", "prefix"),
     [
         (result.FinishReason, common_pb2.FinishReason, "FINISH_REASON_"),
         (result.ModelState, admin_pb2.ModelState, "MODEL_STATE_"),
         (result.ModelKind, admin_pb2.ModelKind, "MODEL_KIND_"),
+        (vector_result.Distance, vector_pb2.Distance, "DISTANCE_"),
+        (vector_result.IndexKind, vector_pb2.IndexKind, "INDEX_KIND_"),
+        (vector_result.FieldType, vector_pb2.FieldType, "FIELD_TYPE_"),
+        (vector_result.Fusion, vector_pb2.Fusion, "FUSION_"),
     ],
 )
 def test_enums_have_every_value_of_the_contract(python: type[enum.StrEnum], proto: object, prefix: str) -> None:
@@ -116,5 +166,15 @@ def test_every_reason_has_the_code_that_the_contract_states() -> None:
 
 
 def test_idempotency_comes_from_the_contract() -> None:
-    idempotent = {name for name, method in {**INFERENCE, **ADMIN}.items() if method.is_idempotent}
-    assert idempotent == {*INFERENCE, *ADMIN} - {"StreamGenerate", "StreamChat"}
+    methods = {**INFERENCE, **ADMIN, **EMBEDDING, **VECTOR}
+    once = {name for name, method in methods.items() if not method.is_idempotent}
+    streams = {"StreamGenerate", "StreamChat", "StreamAnswer", "StreamEmbed", "StreamRerank", "StreamUpsert"}
+    changes = {
+        "CreateCollection",
+        "DeleteCollection",
+        "DeleteAlias",
+        "CreateSnapshot",
+        "DeleteSnapshot",
+        "RestoreSnapshot",
+    }
+    assert once == streams | changes

@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
-from vorta.v1 import admin_pb2, inference_pb2
+from vorta.v1 import admin_pb2, embedding_pb2, inference_pb2, vector_pb2
 
 _IDEMPOTENT_LEVELS = (
     descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
@@ -78,4 +78,6 @@ def _health_methods() -> dict[str, Method]:
 
 INFERENCE = methods_of(inference_pb2.DESCRIPTOR.services_by_name["InferenceService"])
 ADMIN = methods_of(admin_pb2.DESCRIPTOR.services_by_name["AdminService"])
+EMBEDDING = methods_of(embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"])
+VECTOR = methods_of(vector_pb2.DESCRIPTOR.services_by_name["VectorService"])
 HEALTH = _health_methods()

@@ -6,7 +6,7 @@ Keywords are checked against the request's descriptor, so a field added to the c
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf import struct_pb2
@@ -94,6 +94,15 @@ def simple_request(request_type: type[_M], **values: Any) -> _M:
     return request
 
 
+def set_options(request: Message, options: Mapping[str, Any], known: Iterable[str], function: str) -> None:
+    """Sets the fields that are not None. Raises TypeError for a keyword that is not among the known, naming them."""
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"{function}() got an unknown keyword {name!r}; it takes {', '.join(known)}")
+        if value is not None:
+            _set(request, name, value)
+
+
 def open_stream_request(request: Message, resume_window_s: float | None) -> str:
     """Makes a stream's request resumable and returns its id.
 
@@ -111,19 +120,14 @@ def open_stream_request(request: Message, resume_window_s: float | None) -> str:
 def _fill(request: Message, model: str | None, options: Mapping[str, Any], function: str) -> None:
     if model is not None:
         _set(request, "model", model)
-    known = keywords_of(type(request))
-    for name, value in options.items():
-        if name not in known:
-            raise TypeError(f"{function}() got an unknown keyword {name!r}; it takes {', '.join(known)}")
-        if value is not None:
-            _set(request, name, value)
+    set_options(request, options, keywords_of(type(request)), function)
 
 
 def _set(request: Message, name: str, value: Any) -> None:
     field: Any = request.DESCRIPTOR.fields_by_name[name]
     try:
         if not field.is_repeated:
-            setattr(request, name, value)
+            setattr(request, name, enum_number(field, value) if field.enum_type is not None else value)
         elif _is_map(field):
             getattr(request, name).update(value)
         else:
@@ -133,6 +137,21 @@ def _set(request: Message, name: str, value: Any) -> None:
         raise InvalidArgument(f"{name}: {exc}", field=name) from None
     except (TypeError, AttributeError) as exc:
         raise TypeError(f"{name} cannot be {value!r:.100}: {exc}") from None
+
+
+def enum_number(field: Any, value: Any) -> Any:
+    """The number of an enum's value that is named as in Python: "left" for TRUNCATION_SIDE_LEFT.
+
+    Raises InvalidArgument naming the field and the names that there are.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"a string is needed, not {type(value).__name__}")
+    values = field.enum_type.values
+    prefix = values[0].name.removesuffix("UNSPECIFIED")
+    numbers = {entry.name.removeprefix(prefix).lower(): entry.number for entry in values if entry.number}
+    if value not in numbers:
+        raise InvalidArgument(f"{field.name} must be one of {', '.join(numbers)}, not {value!r}", field=field.name)
+    return numbers[str(value)]
 
 
 def _items(value: Any) -> Any:

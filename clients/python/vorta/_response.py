@@ -56,7 +56,7 @@ def generation(response: Any) -> Generation:
         text=response.text,
         token_ids=tuple(response.token_ids),
         finish_reason=finish_reason(response.finish_reason),
-        usage=_usage(response.usage),
+        usage=usage(response.usage),
         timings=_timings(response.timings),
         tokens_per_second=response.tokens_per_second,
         stop_match=_stop_match(response),
@@ -71,54 +71,59 @@ def event(response: Any) -> Event | None:
     """Of a message of any of the three streams; None for an event of a kind that only newer clients know."""
     kind = response.WhichOneof("event")
     if kind == "delta":
-        delta = response.delta
-        return Delta(
-            index=response.index,
-            text=delta.text,
-            token_ids=tuple(delta.token_ids),
-            sequence_index=delta.sequence_index,
-            logprobs=_logprobs(delta.logprobs) if delta.logprobs else (),
-            finish_reason=finish_reason(delta.finish_reason),
-        )
+        return delta(response.index, response.delta)
     if kind == "started":
-        started = response.started
-        return Started(
-            index=response.index,
-            request_id=started.request_id,
-            model=started.model,
-            prompt_tokens=started.prompt_tokens,
-        )
+        return started(response.index, response.started)
     if kind == "finished":
-        finished = response.finished
-        error = None
-        if finished.HasField("error"):
-            error = RequestError(
-                reason=finished.error.reason,
-                message=finished.error.message,
-                retryable=finished.error.retryable,
-            )
-        return Finished(
-            index=response.index,
-            finish_reason=finish_reason(finished.finish_reason),
-            usage=_usage(finished.usage),
-            timings=_timings(finished.timings),
-            stop_match=_stop_match(finished),
-            prompt_logprobs=_logprobs(finished.prompt_logprobs),
-            sequences=tuple(_sequence(sequence) for sequence in finished.sequences),
-            error=error,
-            message=_chat_message(finished.message) if finished.HasField("message") else None,
-        )
+        return finished(response.index, response.finished)
     return None
 
 
-def error_of(finished: Finished) -> VortaError | None:
+def started(index: int, message: common_pb2.StreamStarted) -> Started:
+    """Of a StreamStarted."""
+    return Started(index=index, request_id=message.request_id, model=message.model, prompt_tokens=message.prompt_tokens)
+
+
+def delta(index: int, message: common_pb2.StreamDelta) -> Delta:
+    """Of a StreamDelta."""
+    return Delta(
+        index=index,
+        text=message.text,
+        token_ids=tuple(message.token_ids),
+        sequence_index=message.sequence_index,
+        logprobs=_logprobs(message.logprobs) if message.logprobs else (),
+        finish_reason=finish_reason(message.finish_reason),
+    )
+
+
+def finished(index: int, message: common_pb2.StreamFinished) -> Finished:
+    """Of a StreamFinished."""
+    error = None
+    if message.HasField("error"):
+        error = RequestError(
+            reason=message.error.reason, message=message.error.message, retryable=message.error.retryable
+        )
+    return Finished(
+        index=index,
+        finish_reason=finish_reason(message.finish_reason),
+        usage=usage(message.usage),
+        timings=_timings(message.timings),
+        stop_match=_stop_match(message),
+        prompt_logprobs=_logprobs(message.prompt_logprobs),
+        sequences=tuple(_sequence(sequence) for sequence in message.sequences),
+        error=error,
+        message=_chat_message(message.message) if message.HasField("message") else None,
+    )
+
+
+def error_of(end: Finished) -> VortaError | None:
     """The error that a stream's end stands for; None when it ran to its end or was cancelled."""
-    if finished.finish_reason is FinishReason.DEADLINE:
+    if end.finish_reason is FinishReason.DEADLINE:
         return DeadlineExceeded("the request's deadline passed")
-    if finished.finish_reason is FinishReason.DRAINING:
+    if end.finish_reason is FinishReason.DRAINING:
         return Unavailable("the server shut down before the request could finish", reason="DRAINING", retry_delay_s=1.0)
-    if finished.finish_reason is FinishReason.ERROR:
-        error = finished.error or RequestError(reason="INTERNAL", message="the request failed", retryable=False)
+    if end.finish_reason is FinishReason.ERROR:
+        error = end.error or RequestError(reason="INTERNAL", message="the request failed", retryable=False)
         return error_from_reason(error.reason, error.message, retryable=error.retryable)
     return None
 
@@ -188,7 +193,8 @@ def _time(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(tzinfo=UTC)
 
 
-def _usage(message: common_pb2.Usage) -> Usage:
+def usage(message: common_pb2.Usage) -> Usage:
+    """Of a Usage."""
     return Usage(
         prompt_tokens=message.prompt_tokens,
         completion_tokens=message.completion_tokens,

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
-import grpc
-import grpc.aio
-
-from vorta import _request, _response
-from vorta._call import HEALTH_TIMEOUT_S, closed_client, new_stream_call, resumed_stream_call
-from vorta._channel import ChannelConfig, Deadline, Option, Tls
-from vorta._method import ADMIN, HEALTH, INFERENCE, Method
+from vorta import (
+    _embedding_request,
+    _embedding_response,
+    _request,
+    _response,
+    _vector_request,
+    _vector_response,
+)
+from vorta._async_transport import AsyncTransport
+from vorta._call import HEALTH_TIMEOUT_S, new_stream_call, resumed_stream_call
+from vorta._channel import ChannelConfig, Option, Tls
+from vorta._embedding_request import AsyncTexts as Texts
+from vorta._method import ADMIN, EMBEDDING, HEALTH, INFERENCE, VECTOR
 from vorta._request import Messages, Prompt, ToolLike
+from vorta.async_answer_stream import AsyncAnswerStream
+from vorta.async_collection import AsyncCollection
+from vorta.async_result_stream import AsyncResultStream
 from vorta.async_stream import AsyncStream
+from vorta.embedding_result import Embedding, EmbeddingFailure, Embeddings, EmbeddingSummary, Reranking, RerankResult
+from vorta.options import AnswerOptions, EmbedOptions, RerankOptions
 from vorta.result import Generation, HealthStatus, Model, ServerInfo, Tokenization
-from vorta.retry import Retrier, RetryPolicy
+from vorta.retry import RetryPolicy
 from vorta.sampling import Sampling
-from vorta.v1 import admin_pb2, inference_pb2
-from vorta.wire import error_from_rpc
+from vorta.v1 import admin_pb2, embedding_pb2, inference_pb2, vector_pb2
+from vorta.vector_result import Alias, CollectionInfo, CollectionStats, IndexOptions, Snapshot
 
 __all__ = ["AsyncClient"]
 
@@ -53,7 +63,7 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         options: Sequence[Option] = (),
     ) -> None:
-        self._config = ChannelConfig(
+        config = ChannelConfig(
             target=target,
             api_key=api_key,
             timeout_s=timeout_s,
@@ -61,16 +71,14 @@ class AsyncClient:
             retry=retry or RetryPolicy(),
             options=options,
         )
-        self._retrier = Retrier(self._config.retry)
-        self._open_channel: grpc.aio.Channel | None = None
-        self._is_closed = False
+        self._transport = AsyncTransport(config)
 
     async def generate(
         self, prompt: Prompt, *, model: str | None = None, timeout_s: float | None = None, **sampling: Unpack[Sampling]
     ) -> Generation:
         """Continues a prompt, given as text or token ids, and returns when all of the text is there."""
         request = _request.generate_request(inference_pb2.GenerateRequest, prompt, model, sampling, "generate")
-        return _response.generation(await self._call(INFERENCE["Generate"], request, timeout_s))
+        return _response.generation(await self._transport.call(INFERENCE["Generate"], request, timeout_s))
 
     def stream_generate(
         self,
@@ -117,7 +125,7 @@ class AsyncClient:
             "continue_final_message": continue_final_message,
         }
         request = _request.chat_request(inference_pb2.ChatRequest, messages, tools, model, options, "chat")
-        return _response.generation(await self._call(INFERENCE["Chat"], request, timeout_s))
+        return _response.generation(await self._transport.call(INFERENCE["Chat"], request, timeout_s))
 
     def stream_chat(
         self,
@@ -142,13 +150,13 @@ class AsyncClient:
 
     def resume(self, request_id: str, next_index: int = 0, *, timeout_s: float | None = None) -> AsyncStream:
         """Continues the stream of a running request from an event on; NotFound when its resume window is over."""
-        call = resumed_stream_call(self._config, self._retrier, request_id, next_index, timeout_s)
-        return AsyncStream(self._channel(), call)
+        call = resumed_stream_call(self._transport.config, self._transport.retrier, request_id, next_index, timeout_s)
+        return AsyncStream(self._transport.channel, call)
 
     async def cancel(self, request_id: str, *, timeout_s: float | None = None) -> None:
         """Cancels a running request; NotFound when there is none of this id."""
         request = _request.simple_request(inference_pb2.CancelGenerateRequest, request_id=request_id)
-        await self._call(INFERENCE["CancelGenerate"], request, timeout_s)
+        await self._transport.call(INFERENCE["CancelGenerate"], request, timeout_s)
 
     async def tokenize(
         self,
@@ -163,7 +171,7 @@ class AsyncClient:
         """Splits plain text, or a conversation rendered with the chat template, into tokens."""
         options = {"add_special_tokens": add_special_tokens, "add_generation_prompt": add_generation_prompt}
         request = _request.tokenize_request(text, tools, model, options)
-        return _response.tokenization(await self._call(INFERENCE["Tokenize"], request, timeout_s))
+        return _response.tokenization(await self._transport.call(INFERENCE["Tokenize"], request, timeout_s))
 
     async def detokenize(
         self,
@@ -180,18 +188,247 @@ class AsyncClient:
             model=model,
             skip_special_tokens=skip_special_tokens,
         )
-        text: str = (await self._call(INFERENCE["Detokenize"], request, timeout_s)).text
+        text: str = (await self._transport.call(INFERENCE["Detokenize"], request, timeout_s)).text
         return text
+
+    async def embed(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embeddings:
+        """Turns a text, or several, into vectors. All or nothing: one bad text fails the call, and is named.
+
+        More than 2,048 texts go over StreamEmbed, which is not retried.
+
+        Args:
+            model: Default: the server's default embedding model.
+        """
+        texts = _embedding_request.texts_of(inputs)
+        if len(texts) <= _embedding_request.MAX_INPUTS:
+            request = _embedding_request.embed_request(texts, model, options)
+            return _embedding_response.embeddings(await self._transport.call(EMBEDDING["Embed"], request, timeout_s))
+        async with self.stream_embed(texts, model=model, timeout_s=timeout_s, **options) as stream:
+            results = [result async for result in stream]
+            return _embedding_response.collect_embeddings(results, await stream.result())
+
+    def stream_embed(
+        self,
+        texts: Texts,
+        *,
+        model: str | None = None,
+        batch_size: int = 256,
+        max_in_flight: int = 4,
+        timeout_s: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncResultStream[Embedding | EmbeddingFailure, EmbeddingSummary]:
+        """Turns texts into vectors as they come, any number of them; results come as they are computed.
+
+        Each result has its text's `index`. A bad text has an `EmbeddingFailure` in its place and the stream goes on.
+        Texts, from an iterator that may be asynchronous, are taken while results are read.
+
+        Args:
+            batch_size: Texts of a message, 1 to 2,048.
+            max_in_flight: Messages whose results may be outstanding.
+        """
+        _embedding_request.check_stream_options(batch_size, max_in_flight)
+        messages = self._transport.exchange(
+            EMBEDDING["StreamEmbed"],
+            _embedding_request.async_stream_embed_requests(texts, model, options, batch_size, "stream_embed"),
+            _embedding_response.count_embedded,
+            max_in_flight * batch_size,
+            timeout_s,
+        )
+        return AsyncResultStream(messages, _embedding_response.stream_embed_event)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> Reranking:
+        """Ranks up to 2,048 documents by how well they answer a query, best first.
+
+        Args:
+            model: A cross-encoder or an embedding model. Default: the server's.
+        """
+        request = _embedding_request.rerank_request(
+            embedding_pb2.RerankRequest, query, documents, model, options, "rerank"
+        )
+        return _embedding_response.reranking(await self._transport.call(EMBEDDING["Rerank"], request, timeout_s))
+
+    def stream_rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> AsyncResultStream[RerankResult, Reranking]:
+        """Ranks up to 65,536 documents: scores come as they are computed, in no order; `result()` is the ranking."""
+        request = _embedding_request.rerank_request(
+            embedding_pb2.StreamRerankRequest, query, documents, model, options, "stream_rerank"
+        )
+        messages = self._transport.stream(EMBEDDING["StreamRerank"], request, timeout_s)
+        return AsyncResultStream(messages, _embedding_response.stream_rerank_event)
+
+    def answer(
+        self,
+        question: str,
+        collection: str,
+        *,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> AsyncAnswerStream:
+        """Answers a question from a collection: what was found, the answer's tokens, then which hits it rests on.
+
+        Args:
+            collection: Its name or an alias.
+            model: The generation model. Default: the server's.
+        """
+        request = _vector_request.answer_request(question, collection, model, options)
+        return AsyncAnswerStream(self._transport, request, timeout_s)
+
+    def collection(self, name: str) -> AsyncCollection:
+        """The points of a collection (or of an alias), to write, read and search; asks nothing of the server."""
+        return AsyncCollection(self._transport, name)
+
+    async def create_collection(
+        self,
+        name: str,
+        dimension: int | None = None,
+        *,
+        distance: Literal["cosine", "dot", "l2"] | None = None,
+        index: IndexOptions | Literal["auto", "flat", "hnsw", "ivf_pq", "sq8"] | None = None,
+        text_fields: Sequence[str] = (),
+        schema: Mapping[str, str] | None = None,
+        embedding_model: str | None = None,
+        description: str | None = None,
+        timeout_s: float | None = None,
+    ) -> CollectionInfo:
+        """Makes a collection; AlreadyExists when a collection or an alias has the name.
+
+        Args:
+            name: 1 to 64 letters, digits, '_' or '-', the first a letter or digit.
+            dimension: Numbers of each vector, 1 to 65,536. Default: the embedding model's.
+            distance: Default: cosine.
+            index: Default: auto.
+            text_fields: Payload fields whose text is searched by words.
+            schema: Types of payload fields (`FieldType`'s names), which writes must keep to; others are inferred.
+            embedding_model: Default: the server's, at the time of use.
+            description: For people, at most 1,024 bytes.
+        """
+        request = _vector_request.create_collection_request(
+            name,
+            dimension=dimension,
+            distance=distance,
+            index=index,
+            text_fields=text_fields,
+            schema=schema,
+            embedding_model=embedding_model,
+            description=description,
+        )
+        response = await self._transport.call(VECTOR["CreateCollection"], request, timeout_s)
+        return _vector_response.collection(response.collection)
+
+    async def get_collection(self, name: str, *, timeout_s: float | None = None) -> CollectionInfo:
+        """A collection's definition and state, by its name or an alias."""
+        request = _request.simple_request(vector_pb2.GetCollectionRequest, collection=name)
+        response = await self._transport.call(VECTOR["GetCollection"], request, timeout_s)
+        return _vector_response.collection(response.collection)
+
+    async def list_collections(self, *, timeout_s: float | None = None) -> list[CollectionInfo]:
+        """All collections, by name."""
+        response = await self._transport.call(VECTOR["ListCollections"], vector_pb2.ListCollectionsRequest(), timeout_s)
+        return [_vector_response.collection(message) for message in response.collections]
+
+    async def delete_collection(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Deletes a collection (its own name, not an alias), its points and its aliases; snapshots stay."""
+        request = _request.simple_request(vector_pb2.DeleteCollectionRequest, collection=name)
+        await self._transport.call(VECTOR["DeleteCollection"], request, timeout_s)
+
+    async def collection_stats(self, name: str, *, timeout_s: float | None = None) -> CollectionStats:
+        """A collection's state: points, index, memory, disk."""
+        request = _request.simple_request(vector_pb2.GetCollectionStatsRequest, collection=name)
+        return _vector_response.stats(
+            (await self._transport.call(VECTOR["GetCollectionStats"], request, timeout_s)).stats
+        )
+
+    async def swap_alias(self, alias: str, collection: str, *, timeout_s: float | None = None) -> Alias:
+        """Points an alias to a collection, at once: no call sees neither. Makes the alias if need be."""
+        request = _request.simple_request(vector_pb2.SwapAliasRequest, alias=alias, collection=collection)
+        response = await self._transport.call(VECTOR["SwapAlias"], request, timeout_s)
+        return _vector_response.alias(response.alias, response.previous_collection)
+
+    async def delete_alias(self, alias: str, *, timeout_s: float | None = None) -> None:
+        """Deletes an alias; the collection stays."""
+        request = _request.simple_request(vector_pb2.DeleteAliasRequest, alias=alias)
+        await self._transport.call(VECTOR["DeleteAlias"], request, timeout_s)
+
+    async def list_aliases(self, *, timeout_s: float | None = None) -> list[Alias]:
+        """All aliases, by name."""
+        response = await self._transport.call(VECTOR["ListAliases"], vector_pb2.ListAliasesRequest(), timeout_s)
+        return [_vector_response.alias(message) for message in response.aliases]
+
+    async def create_snapshot(self, collection: str, *, timeout_s: float | None = None) -> Snapshot:
+        """Keeps a collection's state as a snapshot on the server's disk."""
+        request = _request.simple_request(vector_pb2.CreateSnapshotRequest, collection=collection)
+        response = await self._transport.call(VECTOR["CreateSnapshot"], request, timeout_s)
+        return _vector_response.snapshot(response.snapshot)
+
+    async def list_snapshots(self, collection: str, *, timeout_s: float | None = None) -> list[Snapshot]:
+        """A collection's snapshots, newest first."""
+        request = _request.simple_request(vector_pb2.ListSnapshotsRequest, collection=collection)
+        response = await self._transport.call(VECTOR["ListSnapshots"], request, timeout_s)
+        return [_vector_response.snapshot(message) for message in response.snapshots]
+
+    async def delete_snapshot(self, collection: str, snapshot: str, *, timeout_s: float | None = None) -> None:
+        """Deletes a snapshot."""
+        request = _request.simple_request(vector_pb2.DeleteSnapshotRequest, collection=collection, snapshot=snapshot)
+        await self._transport.call(VECTOR["DeleteSnapshot"], request, timeout_s)
+
+    async def restore_snapshot(
+        self,
+        collection: str,
+        snapshot: str,
+        *,
+        target: str | None = None,
+        replace: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> CollectionInfo:
+        """Makes a collection what a snapshot holds; a damaged snapshot is refused and changes nothing.
+
+        Args:
+            collection: The one that the snapshot was made of.
+            target: Name of the collection that gets the content. Default: the one that it was made of.
+            replace: Whether a collection of that name is replaced. Default: no, AlreadyExists.
+        """
+        request = _request.simple_request(
+            vector_pb2.RestoreSnapshotRequest,
+            collection=collection,
+            snapshot=snapshot,
+            target=target,
+            replace=replace,
+        )
+        response = await self._transport.call(VECTOR["RestoreSnapshot"], request, timeout_s)
+        return _vector_response.collection(response.collection)
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models that the server knows, by id."""
-        response = await self._call(ADMIN["ListModels"], admin_pb2.ListModelsRequest(), timeout_s)
+        response = await self._transport.call(ADMIN["ListModels"], admin_pb2.ListModelsRequest(), timeout_s)
         return [_response.model(entry) for entry in response.models]
 
     async def model(self, model: str, *, timeout_s: float | None = None) -> Model:
         """One model; NotFound when it is unknown."""
         request = _request.simple_request(admin_pb2.GetModelRequest, model=model)
-        return _response.model((await self._call(ADMIN["GetModel"], request, timeout_s)).model)
+        return _response.model((await self._transport.call(ADMIN["GetModel"], request, timeout_s)).model)
 
     async def load_model(
         self,
@@ -210,29 +447,27 @@ class AsyncClient:
             precision=precision,
             max_model_len=max_model_len,
         )
-        return _response.model((await self._call(ADMIN["LoadModel"], request, timeout_s)).model)
+        return _response.model((await self._transport.call(ADMIN["LoadModel"], request, timeout_s)).model)
 
     async def unload_model(self, model: str, *, grace_s: float | None = None, timeout_s: float | None = None) -> Model:
         """Stops a model after what it runs has had `grace_s` seconds to finish."""
         request = _request.simple_request(admin_pb2.UnloadModelRequest, model=model, grace_s=grace_s)
-        return _response.model((await self._call(ADMIN["UnloadModel"], request, timeout_s)).model)
+        return _response.model((await self._transport.call(ADMIN["UnloadModel"], request, timeout_s)).model)
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """The server's version, limits and state."""
-        response = await self._call(ADMIN["GetServerInfo"], admin_pb2.GetServerInfoRequest(), timeout_s)
+        response = await self._transport.call(ADMIN["GetServerInfo"], admin_pb2.GetServerInfoRequest(), timeout_s)
         return _response.server_info(response)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
         """The state of the server, or of one service, now: never retried. NotFound for an unknown service."""
         method = HEALTH["Check"]
         request = _request.simple_request(method.request_type, service=service)
-        return _response.health(await self._call(method, request, timeout_s or HEALTH_TIMEOUT_S))
+        return _response.health(await self._transport.call(method, request, timeout_s or HEALTH_TIMEOUT_S))
 
     async def aclose(self) -> None:
         """Closes the connection; calls that run end with Cancelled. Idempotent."""
-        self._is_closed = True
-        if self._open_channel is not None:
-            await self._open_channel.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -243,37 +478,10 @@ class AsyncClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._config.target!r})"
+        return f"{type(self).__name__}({self._transport.config.target!r})"
 
     def _stream(self, method: str, request: Any, resume_window_s: float | None, timeout_s: float | None) -> AsyncStream:
-        call = new_stream_call(self._config, self._retrier, method, request, resume_window_s, timeout_s)
-        return AsyncStream(self._channel(), call)
-
-    def _channel(self) -> grpc.aio.Channel:
-        if self._is_closed:
-            raise closed_client()
-        if self._open_channel is None:
-            self._open_channel = self._config.async_channel()
-        return self._open_channel
-
-    async def _call(self, method: Method, request: Any, timeout_s: float | None) -> Any:
-        deadline = Deadline(self._config.timeout_s if timeout_s is None else timeout_s)
-        invoke = self._channel().unary_unary(method.path, method.serialize, method.deserialize)
-        num_failures = 0
-        while True:
-            try:
-                response = await invoke(request, timeout=deadline.timeout_s, metadata=self._config.metadata)
-            except grpc.aio.UsageError:
-                raise closed_client() from None
-            except grpc.RpcError as exc:
-                error = error_from_rpc(exc)
-                num_failures += 1
-                wait_s = (
-                    self._retrier.wait_s(error, num_failures, deadline.remaining_s) if method.is_idempotent else None
-                )
-                if wait_s is None:
-                    raise error from exc
-                await asyncio.sleep(wait_s)
-            else:
-                self._retrier.count_success()
-                return response
+        call = new_stream_call(
+            self._transport.config, self._transport.retrier, method, request, resume_window_s, timeout_s
+        )
+        return AsyncStream(self._transport.channel, call)
