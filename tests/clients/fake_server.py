@@ -16,8 +16,18 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from tests.clients.fake_vectors import FakeEmbeddings, FakeVectors, answer_events
 from vorta import errors, wire
-from vorta.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2, inference_pb2_grpc
+from vorta.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    common_pb2,
+    embedding_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    vector_pb2,
+    vector_pb2_grpc,
+)
 
 NUM_TOKENS = 12
 
@@ -57,12 +67,18 @@ class FakeServer(
         """Tokens in one delta; its index is the last one's."""
         self.finish_reason = common_pb2.FINISH_REASON_STOP
         self.stream_error: common_pb2.RequestError | None = None
+        self.answer_length: int | None = None
+        """StreamAnswer sends only so many events."""
         self.forget = False
         """ResumeGenerate knows no request."""
         self._failures: dict[str, list[errors.VortaError]] = defaultdict(list)
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self, self._server)
+        self.embeddings = FakeEmbeddings(self._enter, abort)
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self.embeddings, self._server)
+        self.vectors = FakeVectors(self._enter, abort)
+        vector_pb2_grpc.add_VectorServiceServicer_to_server(self.vectors, self._server)
         self.health = health.HealthServicer()
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         self.health.set("sick", health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -123,6 +139,26 @@ class FakeServer(
             abort(context, errors.NotFound("no such request", reason="REQUEST_NOT_FOUND"))
         self.cancelled[request.request_id].set()
         return inference_pb2.CancelGenerateResponse()
+
+    def StreamAnswer(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._enter("StreamAnswer", request, context)
+        self.logs[request.request_id] = []
+        hit = vector_pb2.Hit(id="p1", score=0.5)
+        hit.payload.update({"text": "the sun", "year": 2020})
+        for event in answer_events(request, [hit])[: self.answer_length]:
+            self.on_event(request.request_id, event.index)
+            if not context.is_active():
+                return
+            if event.HasField("finished"):
+                event.finished.result.finish_reason = self.finish_reason
+                if self.stream_error is not None:
+                    event.finished.result.error.CopyFrom(self.stream_error)
+            if self.cancelled[request.request_id].is_set():
+                result = common_pb2.StreamFinished(finish_reason=common_pb2.FINISH_REASON_CANCELLED)
+                finished = inference_pb2.AnswerFinished(result=result)
+                yield inference_pb2.StreamAnswerResponse(index=event.index, finished=finished)
+                return
+            yield event
 
     def Tokenize(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._enter("Tokenize", request, context)

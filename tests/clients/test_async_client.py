@@ -38,10 +38,15 @@ def public_signatures(cls: type) -> dict[str, list[str]]:
 
 def test_the_twins_have_the_same_methods() -> None:
     assert public_signatures(vorta.AsyncClient) == public_signatures(vorta.Client)
-    sync = public_signatures(vorta.Stream)
-    sync["__aiter__"] = sync.pop("__iter__", ["self"])
-    names = {name for name in public_signatures(vorta.AsyncStream) if name != "__aiter__"}
-    assert names == {name for name in sync if name != "__aiter__"}
+    collection = public_signatures(vorta.AsyncCollection)
+    collection["__init__"] = [text.replace("AsyncTransport", "Transport") for text in collection["__init__"]]
+    assert collection == public_signatures(vorta.Collection)
+    for asynchronous, sync in (
+        (vorta.AsyncStream, vorta.Stream),
+        (vorta.AsyncAnswerStream, vorta.AnswerStream),
+        (vorta.AsyncResultStream, vorta.ResultStream),
+    ):
+        assert set(public_signatures(asynchronous)) == set(public_signatures(sync))
 
 
 async def test_every_call(client: vorta.AsyncClient, server: FakeServer) -> None:
