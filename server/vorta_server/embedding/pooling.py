@@ -45,7 +45,7 @@ def pool(
     if pooling == "mean":
         # reduceat has nothing to say about no texts at all
         sums = np.add.reduceat(kept, ends - lengths, axis=0) if len(lengths) else kept[:0]
-        vectors = sums / lengths[:, None].astype(np.float32)
+        vectors: Float32Array = np.divide(sums, lengths[:, None].astype(np.float32), dtype=np.float32)
     elif pooling == "cls":
         vectors = kept[ends - lengths]
     elif pooling == "last":
@@ -59,5 +59,6 @@ def pool(
 
 def normalized(vectors: Float32Array) -> Float32Array:
     """The vectors [B, D] scaled to length 1; those (nearly) zero as they are."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > _SMALLEST_NORM, norms, np.float32(1))
+    norms = np.sqrt(np.einsum("bd,bd->b", vectors, vectors))[:, None]
+    result: Float32Array = np.divide(vectors, np.where(norms > _SMALLEST_NORM, norms, 1), dtype=np.float32)
+    return result
