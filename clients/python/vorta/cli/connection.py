@@ -6,12 +6,13 @@ grpc is loaded only when a command connects: `vorta --help` stays quick, and `vo
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vorta.client import Client
 
-__all__ = ["add_connection", "connect", "positive_seconds"]
+__all__ = ["add_connection", "connect", "json_object", "json_value", "positive_seconds"]
 
 
 def add_connection(parser: argparse.ArgumentParser, *, is_action: bool = False) -> None:
@@ -45,4 +46,20 @@ def positive_seconds(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def json_value(text: str) -> Any:
+    """JSON, for argparse."""
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"not JSON: {exc}") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object, for argparse."""
+    value = json_value(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, not {text:.40}")
     return value

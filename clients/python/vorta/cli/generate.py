@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from vorta.cli.answer import add_stream_option, answer
 from vorta.cli.connection import add_connection, connect
 from vorta.cli.sampling import add_sampling, sampling_of
 from vorta.errors import InvalidArgument
 
-__all__ = ["add_command", "read_text"]
+__all__ = ["add_command", "read_text", "read_texts"]
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,3 +49,13 @@ def read_text(argument: str | None, name: str) -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as exc:
         raise InvalidArgument(f"standard input is not UTF-8: {exc}", field=name) from None
+
+
+def read_texts(words: Sequence[str], name: str) -> list[str]:
+    """The texts, each "-" replaced by the lines of standard input that are not empty; without texts, those lines."""
+    texts: list[str] = []
+    asked: Sequence[str | None] = words or [None]
+    for word in asked:
+        text = read_text(word, name)
+        texts += [line for line in text.splitlines() if line.strip()] if word in (None, "-") else [text]
+    return texts

@@ -10,7 +10,21 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 import vorta
-from vorta.cli import chat, completion, generate, health, info, model, tokens
+from vorta.cli import (
+    chat,
+    collections,
+    completion,
+    embed,
+    generate,
+    grounded,
+    health,
+    info,
+    ingest,
+    model,
+    rerank,
+    search,
+    tokens,
+)
 from vorta.cli.output import EXIT_INTERRUPTED, EXIT_OK, print_error
 from vorta.errors import VortaError
 
@@ -51,7 +65,22 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vorta {vorta.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    for command in (generate, chat, model, tokens, health, info, completion):
+    commands = (
+        generate,
+        chat,
+        grounded,
+        embed,
+        rerank,
+        search,
+        collections,
+        ingest,
+        model,
+        tokens,
+        health,
+        info,
+        completion,
+    )
+    for command in commands:
         command.add_command(subparsers)
     own = set(subparsers.choices)
     found = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name not in own]

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from vorta.answer_result import AnswerEvent
 from vorta.errors import InvalidArgument, Unavailable, VortaError
-from vorta.result import Delta, Event, Generation, Started
+from vorta.result import Event, Generation
+from vorta.vector_result import Hit
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -21,11 +23,16 @@ __all__ = [
     "error_line",
     "event_object",
     "exit_code",
+    "human_bytes",
     "print_error",
+    "print_fields",
+    "print_hits",
     "print_json",
     "print_table",
     "print_timings",
     "print_token",
+    "shorten",
+    "text_of",
     "to_json",
 ]
 
@@ -49,10 +56,44 @@ def to_json(value: Any) -> str:
     return json.dumps(value, default=_plain, ensure_ascii=False)
 
 
-def event_object(event: Event) -> dict[str, Any]:
+def event_object(event: Event | AnswerEvent) -> dict[str, Any]:
     """A stream's event as a JSON object whose `event` names its kind."""
-    kind = "delta" if isinstance(event, Delta) else "started" if isinstance(event, Started) else "finished"
-    return {"event": kind, **dataclasses.asdict(event)}
+    return {"event": type(event).__name__.removeprefix("Answer").lower(), **dataclasses.asdict(event)}
+
+
+def print_hits(hits: Iterable[Hit]) -> None:
+    """Prints hits, best first, one a line: score, id, and the beginning of the text."""
+    rows = [(f"{hit.score:.4f}", hit.id, shorten(text_of(hit.payload))) for hit in hits]
+    width = max((len(id) for _, id, _ in rows), default=0)
+    for score, id, text in rows:
+        print_token(f"{score:>8}  {id:<{width}}  {text}".rstrip() + "\n")
+
+
+def text_of(payload: Mapping[str, Any]) -> str:
+    """The payload's text: its field "text", else its longest one."""
+    texts = [value for value in payload.values() if isinstance(value, str)]
+    text = payload.get("text")
+    return text if isinstance(text, str) else max(texts, key=len, default="")
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text[: 8 * length].split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def print_fields(rows: Iterable[tuple[str, object]]) -> None:
+    """Prints names and values, one a line."""
+    for name, value in rows:
+        print(f"{name:<17}{value}")
+
+
+def human_bytes(number: int) -> str:
+    """A size, as people write it."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"
 
 
 def print_token(text: str) -> None:

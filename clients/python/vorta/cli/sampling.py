@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from vorta._request import keywords_of
 from vorta.v1 import inference_pb2
@@ -41,11 +42,11 @@ _HELP = {
 _INTEGERS = (FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each sampling field of GenerateRequest; absent flags leave the server's defaults."""
+def add_sampling(parser: argparse.ArgumentParser, request_type: type[Message] = inference_pb2.GenerateRequest) -> None:
+    """Adds a flag for each sampling field of the request; absent flags leave the server's defaults."""
     group = parser.add_argument_group("sampling (the server's defaults where absent)")
     fields = inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
-    for name in keywords_of(inference_pb2.GenerateRequest):
+    for name in _names(request_type):
         options: dict[str, Any] = {"dest": name, "help": _HELP.get(name, ""), "default": None}
         field = fields[name]
         if name == "logit_bias":
@@ -63,12 +64,20 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, **options)
 
 
-def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def sampling_of(
+    arguments: argparse.Namespace, request_type: type[Message] = inference_pb2.GenerateRequest
+) -> dict[str, Any]:
     """The keywords that were given."""
-    values = {name: getattr(arguments, name) for name in keywords_of(inference_pb2.GenerateRequest)}
+    values = {name: getattr(arguments, name) for name in _names(request_type)}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _names(request_type: type[Message]) -> list[str]:
+    """The sampling fields of a request: those that GenerateRequest has too."""
+    known = request_type.DESCRIPTOR.fields_by_name
+    return [name for name in keywords_of(inference_pb2.GenerateRequest) if name in known]
 
 
 def _bias(text: str) -> tuple[int, float]:
