@@ -10,52 +10,19 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import vorta
+from tests.clients.cli.conftest import ROOT, Run, spawn
 from tests.clients.fake_server import FakeServer, text_of
 from vorta import errors
 from vorta.cli import main
 from vorta.cli.main import build_parser
 from vorta.cli.sampling import add_sampling
-
-ROOT = str(Path(vorta.__file__).parent.parent)
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def run(*words: str, target: str = server.target) -> tuple[int, str, str]:
-        try:
-            code = main([*words, "--server", target])
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-def spawn(*words: str, **options: Any) -> subprocess.Popen[str]:
-    """Runs the command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "vorta", *words],
-        env={**environment, **options.pop("env", {})},
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=options.pop("stderr", subprocess.PIPE),
-        stdin=options.pop("stdin", subprocess.DEVNULL),
-        text=True,
-        **options,
-    )
 
 
 def test_generate_prints_the_text(run: Run, server: FakeServer) -> None:
@@ -289,6 +256,7 @@ class Terminal:
 
     def __init__(self, *words: str) -> None:
         self._near, far = pty.openpty()
+        termios.tcsetwinsize(far, (24, 200))
         self.process = spawn(*words, stdin=far, stdout=far, stderr=far, env={"TERM": "dumb"}, start_new_session=True)
         os.close(far)
         self.shown = ""

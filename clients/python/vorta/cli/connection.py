@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vorta.client import Client
 
-__all__ = ["add_connection", "connect", "json_object", "json_value", "positive_seconds"]
+__all__ = ["add_connection", "connect", "json_numbers", "json_object", "positive_seconds"]
 
 
 def add_connection(parser: argparse.ArgumentParser, *, is_action: bool = False) -> None:
@@ -49,17 +49,24 @@ def positive_seconds(text: str) -> float:
     return value
 
 
-def json_value(text: str) -> Any:
-    """JSON, for argparse."""
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object, for argparse."""
+    value = _json(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, not {text:.40}")
+    return value
+
+
+def json_numbers(text: str) -> list[float]:
+    """A JSON list of numbers, for argparse."""
+    value = _json(text)
+    if not isinstance(value, list) or not all(type(entry) in (int, float) for entry in value):
+        raise argparse.ArgumentTypeError(f"must be a JSON list of numbers, not {text:.40}")
+    return value
+
+
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(f"not JSON: {exc}") from None
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object, for argparse."""
-    value = json_value(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, not {text:.40}")
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vorta.cli.connection import add_connection, connect, json_object, json_value
+from vorta.cli.connection import add_connection, connect, json_numbers, json_object
 from vorta.cli.output import print_hits, print_json, print_token, to_json
 from vorta.errors import InvalidArgument
 
@@ -22,7 +22,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("collection", help="its name or an alias")
     parser.add_argument("query", nargs="?", help="a text, which the server embeds")
     parser.add_argument("--id", metavar="ID", help="search by this point instead of a text")
-    parser.add_argument("--vector", type=json_value, metavar="JSON", help="search by this list of numbers instead")
+    parser.add_argument("--vector", type=json_numbers, metavar="JSON", help="search by this list of numbers instead")
     parser.add_argument("--hybrid", action="store_true", help="search by words too, and fuse both lists")
     parser.add_argument("--limit", type=int, metavar="N", help="most hits (default: 10)")
     parser.add_argument(
