@@ -295,3 +295,19 @@ async def test_async_streams_that_fail(aclient: vorta.AsyncClient, server: FakeS
     server.embeddings.is_cut_short = True
     with pytest.raises(errors.Internal, match="without a finished event"):
         await aclient.stream_embed(["a"]).result()
+
+
+async def test_a_closed_async_client(server: FakeServer) -> None:
+    client = vorta.AsyncClient(server.target)
+    unread = client.answer("q", "docs")
+    await client.aclose()
+    with pytest.raises(errors.Cancelled, match="closed"):
+        await client.embed("x")
+    with pytest.raises(errors.Cancelled, match="closed"):
+        await client.stream_embed(["x"]).result()
+    with pytest.raises(errors.Cancelled, match="closed"):
+        await client.stream_rerank("q", ["x"]).result()
+    with pytest.raises(errors.Cancelled, match="closed"):
+        client.answer("q", "docs")
+    with pytest.raises(errors.Cancelled, match="closed"):
+        await unread.result()

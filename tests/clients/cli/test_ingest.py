@@ -272,6 +272,35 @@ def test_no_points_have_the_fields_yet(ingest: Ingest, folder: Path, server: Fak
     assert ingest()[1]["unchanged"] == 1
 
 
+def test_many_files_and_long_names(
+    ingest: Ingest, folder: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vorta.cli.ingest.run._DELETE_SOURCES", 2)
+    deep = folder / ("x" * 150) / ("y" * 150)
+    deep.mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (deep / name).write_text(name)
+    assert ingest("--batch-size", "1")[1]["chunks"] == 3
+    assert [len(request.filter.must[0].any_of) for request in server.calls["DeletePoints"]] == [2, 1]
+    assert len(server.vectors.points["docs"]) == 3
+    assert max(map(len, server.vectors.points["docs"])) < 256
+    assert kept(server)[0]["source"] == f"docs/{'x' * 150}/{'y' * 150}/a.txt"
+
+
+def test_a_file_that_vanishes(ingest: Ingest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a.txt").write_text("one")
+    (folder / "b.txt").write_text("two")
+
+    def vanish(self: Any, options: str) -> str:
+        if self.name.endswith("a.txt"):
+            raise FileNotFoundError(2, "No such file or directory")
+        return "f"
+
+    monkeypatch.setattr("vorta.cli.ingest.sources.Source.fingerprint", vanish)
+    code, report, err = ingest()
+    assert (code, report["chunks"], err) == (1, 1, "error: docs/a.txt: No such file or directory\n")
+
+
 def test_human_output(run: Run, folder: Path, server: FakeServer) -> None:
     (folder / "a.txt").write_text("one")
     server.vectors.add("docs")
