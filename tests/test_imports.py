@@ -40,6 +40,16 @@ FORBIDDEN: dict[str, set[str]] = {
         "vorta_kernels",
         *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization")),
     },
+    "vorta_server.embedding": WIRE
+    | {
+        "onnxruntime",
+        "onnx",
+        "msgspec",
+        "tokenizers",
+        "vorta_kernels",
+        *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization", "compiler")),
+        *(f"vorta_server.{name}" for name in ("registry", "observability", "vectors", "commands")),
+    },
     "vorta_server.workers": WIRE | {"vorta_server.front"},
     "vorta_server.registry": WIRE | {"onnxruntime", "vorta_server.front", "vorta_server.engine.engine"},
     "vorta_server.front": {"onnxruntime", "onnx", "numpy", "vorta_server.runners", "vorta_server.compiler"},

@@ -9,12 +9,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from vorta.cli.output import print_json
 from vorta.errors import FailedPrecondition, Internal, InvalidArgument, VortaError
+
+if TYPE_CHECKING:
+    from vorta_server.compiler.artifact import Manifest
 
 __all__ = ["add_compile"]
 
@@ -24,23 +27,30 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = subparsers.add_parser(
         "compile",
         help="compile a checkpoint to an artifact",
-        description="Quantise a Hugging Face checkpoint and compile it to an artifact folder that `vorta serve` takes.",
+        description="Quantise a Hugging Face checkpoint (a language model, an embedding model or a reranker) and compile it "
+        "to an artifact folder that `vorta serve` takes.",
     )
-    parser.add_argument("checkpoint", help="a checkpoint folder, or the id of a pulled model")
+    parser.add_argument("checkpoint", help="a checkpoint folder, or the id of a pulled or installed model")
     parser.add_argument("out", type=Path, help="the artifact folder to write")
     parser.add_argument("--target", default="cpu", help="default: %(default)s")
     parser.add_argument(
-        "--precision", default="int8", metavar="fp32|int8|int4", help="of the weights; default: %(default)s"
+        "--precision",
+        default="int8",
+        metavar="fp32|int8|int4",
+        help="of the weights; int4 is for language models alone; default: %(default)s",
     )
     parser.add_argument(
         "--kernels",
         choices=("auto", "vorta", "portable"),
         default="auto",
-        help="operators of int8 and int4 artifacts: Vorta's, built for the machine that serves, or ONNX Runtime's "
+        help="operators of artifacts (a language model's fp32 excepted): Vorta's, built for the machine that serves, or ONNX Runtime's "
         "alone; auto takes Vorta's where they can be built; default: %(default)s",
     )
     parser.add_argument(
-        "--block", type=int, metavar="N", help="weights that share a scale, 16 to 256; default: 32, large models 128"
+        "--block",
+        type=int,
+        metavar="N",
+        help="weights that share a scale, 16 to 256; default: 32, of large models and encoders 128",
     )
     parser.add_argument("--max-model-len", type=int, metavar="N", help="tokens; default: what the checkpoint names")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where pulled models are")
@@ -83,8 +93,9 @@ def run_compile(arguments: argparse.Namespace) -> int:
         except StorageError as exc:
             raise Internal(str(exc), metadata={"path": arguments.out}) from exc
     num_bytes = sum(entry.bytes for entry in manifest.files.values())
-    result = {
+    result: dict[str, Any] = {
         "artifact": str(arguments.out),
+        "kind": manifest.kind,
         "architecture": manifest.architecture,
         "target": manifest.target,
         "precision": manifest.precision,
@@ -93,14 +104,30 @@ def run_compile(arguments: argparse.Namespace) -> int:
         "size_bytes": num_bytes,
         "elapsed_s": round(time.monotonic() - start_s, 3),
     }
+    if manifest.kind == "embedding":
+        result |= {"dimensions": manifest.hidden_size, "pooling": manifest.pooling, "normalize": manifest.normalize}
+        result["prompts"] = sorted(manifest.prompts)
+    elif manifest.kind == "rerank":
+        result |= {"labels": manifest.num_labels, "uses_sigmoid": manifest.uses_sigmoid}
     if arguments.json:
         print_json(result)
     else:
         sys.stdout.write(
-            f"{arguments.out}: {manifest.architecture}, {manifest.precision}, {num_bytes / 1e6:.1f} MB, "
-            f"{result['elapsed_s']:.1f} s\n"
+            f"{arguments.out}: {manifest.architecture}, {_describe(manifest)}, {manifest.precision}, "
+            f"{num_bytes / 1e6:.1f} MB, {result['elapsed_s']:.1f} s\n"
         )
     return 0
+
+
+def _describe(manifest: Manifest) -> str:
+    """What the artifact does, in a few words."""
+    length = f"{manifest.max_model_len} tokens"
+    if manifest.kind == "embedding":
+        normalized = ", normalized" if manifest.normalize else ""
+        return f"embedding of {manifest.hidden_size} numbers ({manifest.pooling}{normalized}), {length}"
+    if manifest.kind == "rerank":
+        return f"rerank with {manifest.num_labels} {'label' if manifest.num_labels == 1 else 'labels'}, {length}"
+    return f"generation, {length}"
 
 
 class ProgressBar:

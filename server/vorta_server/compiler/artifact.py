@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -83,18 +83,27 @@ class Manifest:
     """What manifest.json holds.
 
     Attributes:
+        kind: what the model does: continue a text, make a vector of one, or score pairs of them.
         kernels: whose operators the graphs need: ONNX Runtime's alone, or those of `vorta_kernels.cpu` too.
         num_parameters: weights of the checkpoint, shared ones counted once; 0 when unknown.
+        hidden_size: of an embedding model the numbers of a vector, behind its last layer.
         head_dim: elements of a head in the KV cache, at least the model's own.
-        max_model_len: positions that the artifact can address.
+        max_model_len: positions that the artifact can address; tokens of an encoder's input, special ones included.
         eos_token_ids: tokens that end a generation; may be empty.
+        pooling, normalize: how an embedding model makes one vector of a text by default: "mean", "cls" or "last" of its
+            tokens, and whether it is scaled to length 1.
+        prompts: texts that an embedding model's authors put before an input, by name.
+        default_prompt_name: the one used when none is asked for; empty for none.
+        num_labels: scores of a reranker's input; 0 for other kinds.
+        uses_sigmoid: whether a reranker's score is the logistic function of its logit by default.
+        has_token_types: whether an encoder's graphs have the input token_types.
         graphs: by ascending min_rows; the last whose min_rows <= B * S is to be run.
         files: every file of the folder but the manifest.
     """
 
     format: Literal["vorta-artifact"] = "vorta-artifact"
     format_version: Literal[1] = 1
-    kind: Literal["generation"] = "generation"
+    kind: Literal["generation", "embedding", "rerank"] = "generation"
     architecture: str
     model_type: str
     target: str
@@ -112,6 +121,13 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     kv_dtype: str
+    pooling: Literal["", "mean", "cls", "last"] = ""
+    normalize: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str = ""
+    num_labels: int = 0
+    uses_sigmoid: bool = False
+    has_token_types: bool = False
     graphs: tuple[GraphEntry, ...]
     files: dict[str, FileEntry]
     source: SourceEntry

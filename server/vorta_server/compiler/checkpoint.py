@@ -44,6 +44,10 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
+# What sentence-transformers writes beside a checkpoint, and the modules' folders.
+MODULES_FILE = "modules.json"
+_SENTENCE_PATTERNS = (MODULES_FILE, "sentence_*_config.json", "config_sentence_*.json", "*_*/config.json")
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be compiled: missing, torn, inconsistent or of an unsupported kind.
@@ -82,6 +86,7 @@ class Checkpoint:
         generation_config: generation_config.json, empty when there is none.
         tokenizer_size: how many token ids the tokenizer's model uses, 0 when it does not say.
         tokenizer_files: the files that go into an artifact as they are.
+        sentence_files: what sentence-transformers wrote beside the checkpoint.
         files: the safetensors files.
         tensors: every tensor of them by name.
     """
@@ -97,6 +102,7 @@ class Checkpoint:
         self.generation_config = read_json_object(generation) if generation.exists() else {}
         self.tokenizer_size = _tokenizer_size(folder / "tokenizer.json")
         self.tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        self.sentence_files = sorted(file for pattern in _SENTENCE_PATTERNS for file in folder.glob(pattern))
         self._descriptors: dict[Path, int] = {}
         self.files = _weight_files(folder)
         self.tensors: dict[str, TensorEntry] = {}
@@ -173,8 +179,9 @@ class Checkpoint:
         weights by header, size and modification time (so that gigabytes need not be read to know that
         nothing changed)."""
         digest = hashlib.sha256()
-        for file in [self.folder / "config.json", *self.tokenizer_files]:
-            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        for file in [self.folder / "config.json", *self.tokenizer_files, *self.sentence_files]:
+            name = file.relative_to(self.folder).as_posix()
+            digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         for file, header in zip(self.files, self._header_digests, strict=True):
             status = file.stat()
             digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0{header}\0".encode())
@@ -218,6 +225,38 @@ class Checkpoint:
                     path=file,
                 )
             self.tensors[entry.name] = entry
+
+
+def check_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> None:
+    """Raises CheckpointError when the tokenizer has tokens that the model has no rows for."""
+    if checkpoint.tokenizer_size > vocab_size:
+        raise CheckpointError(
+            f"tokenizer.json has {checkpoint.tokenizer_size} tokens, but vocab_size is {vocab_size}: "
+            "it belongs to another model",
+            field="tokenizer.json",
+            path=checkpoint.folder / "tokenizer.json",
+        )
+
+
+def read_small_tensors(file: Path) -> dict[str, Float32Array]:
+    """All tensors of a safetensors file of some megabytes, as float32.
+
+    Raises CheckpointError when it is missing, torn or of a type that is not floating-point.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}", field=file.name, path=file) from error
+    header_bytes = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else len(data)
+    if header_bytes > len(data) - 8:
+        raise CheckpointError(f"{file} is truncated or not safetensors", field=file.name, path=file)
+    tensors = {}
+    for entry in parse_header(data[8 : 8 + header_bytes], file, 8 + header_bytes, len(data)):
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(f"tensor {entry.name} is stored as {entry.dtype}", field=entry.name, path=file)
+        raw = np.frombuffer(data[entry.start_bytes : entry.end_bytes], np.uint8)
+        tensors[entry.name] = _to_float32(raw, _DTYPES[entry.dtype]).reshape(entry.shape)
+    return tensors
 
 
 def parse_header(text: bytes, file: Path, data_start: int, num_bytes: int) -> list[TensorEntry]:

@@ -122,6 +122,18 @@ def stack_linears(name: str, parts: Sequence[Linear]) -> Linear:
     return Linear(name=name, weight=stack_rows(name, [part.weight for part in parts]), bias=bias)
 
 
+def take_linear(layer: Linear, name: str, start: int, stop: int) -> Linear:
+    """The layer's outputs from start to stop - 1, as a layer."""
+    weight = layer.weight
+    part = Matrix(
+        name=name,
+        num_rows=stop - start,
+        num_columns=weight.num_columns,
+        read=lambda first, last: weight.read(start + first, start + last),
+    )
+    return Linear(name=name, weight=part, bias=None if layer.bias is None else layer.bias[start:stop])
+
+
 class StandardLowering:
     """What lowerings have in common that use the operators of ONNX Runtime."""
 

@@ -53,7 +53,7 @@ class NativeLowering:
 
     def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
         both = self.linear(graph, x, stack_linears(f"{name}.gate_up", [gate, up]))
-        graph.node("GateQuantise", [both], self._codes_of(name), domain=VORTA, multiple=self._block)
+        graph.node("GateQuantise", [both], self.codes_of(name), domain=VORTA, multiple=self._block)
         return name
 
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
@@ -65,7 +65,7 @@ class NativeLowering:
     def norm(
         self, graph: GraphBuilder, name: str, residual: str, delta: str | None, weight: str, epsilon: float
     ) -> tuple[str, str]:
-        inputs, outputs, total = [residual, weight], self._codes_of(name), residual
+        inputs, outputs, total = [residual, weight], self.codes_of(name), residual
         if delta is not None:
             total = f"{name}.residual"
             inputs.append(delta)
@@ -86,14 +86,14 @@ class NativeLowering:
             scale=layer.scale,
         )
 
-    def _codes_of(self, name: str) -> list[str]:
+    def codes_of(self, name: str) -> list[str]:
         """Names for the codes and factors that stand for a value from now on."""
         self._quantised[name] = (f"{name}/codes", f"{name}/factor")
         return list(self._quantised[name])
 
     def _quantise(self, graph: GraphBuilder, x: str) -> tuple[str, str]:
         if x not in self._quantised:
-            graph.node("Quantise", [x], self._codes_of(x), domain=VORTA, multiple=self._block)
+            graph.node("Quantise", [x], self.codes_of(x), domain=VORTA, multiple=self._block)
         return self._quantised[x]
 
 

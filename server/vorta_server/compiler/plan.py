@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vorta_server.compiler.encoder_lowering import EncoderLowering
 from vorta_server.compiler.linear import BlockLowering, Float32Lowering, IntegerLowering, LinearLowering
 from vorta_server.compiler.native import NativeLowering
+from vorta_server.compiler.packed import PackedFloatLowering, PackedIntegerLowering
+from vorta_server.compiler.padded import PaddedLowering
 from vorta_server.compiler.quantise import BLOCK
 
-__all__ = ["PRECISIONS", "GraphPlan", "Kernels", "plan_graphs"]
+__all__ = ["ENCODER_PRECISIONS", "PRECISIONS", "GraphPlan", "Kernels", "plan_encoder", "plan_graphs"]
 
 PRECISIONS = ("fp32", "int8", "int4")
+ENCODER_PRECISIONS = ("fp32", "int8")
 
 Kernels = Literal["portable", "vorta"]
 """Whose operators a graph has beside ONNX's: ONNX Runtime's alone, or those of `vorta_kernels.cpu` too."""
@@ -40,3 +44,10 @@ def plan_graphs(precision: str, kernels: Kernels, block: int = BLOCK) -> list[Gr
         GraphPlan(file="model.onnx", min_rows=1, lowering=BlockLowering(precision, block)),
         GraphPlan(file="model_many_rows.onnx", min_rows=_INTEGER_MIN_ROWS[precision], lowering=IntegerLowering()),
     ]
+
+
+def plan_encoder(precision: str, kernels: Kernels, block: int) -> EncoderLowering:
+    """How an encoder of this precision (one of ENCODER_PRECISIONS) computes; it has one graph."""
+    if kernels == "portable":
+        return PaddedLowering(Float32Lowering() if precision == "fp32" else IntegerLowering())
+    return PackedFloatLowering() if precision == "fp32" else PackedIntegerLowering(block)

@@ -7,7 +7,7 @@ a whole tensor in memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,26 +104,12 @@ def tensor_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class DecoderWeights:
-    """The checkpoint's tensors under a decoder's names, all of them checked when it is made.
+class TensorReader:
+    """A checkpoint's tensors under the names that they have there, those named here and no others."""
 
-    Raises CheckpointError naming the first tensor that is missing, misshapen, of an unsupported type, or left
-    over (a tensor that the graph would silently drop means that the configuration describes another model).
-    """
-
-    def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+    def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._checkpoint = checkpoint
-        self._entries = {name: checkpoint.entry(name, shape) for name, shape in tensor_shapes(spec).items()}
-        left_over = [name for name in checkpoint.tensors if name not in self._entries and not _IGNORED.search(name)]
-        if spec.tie_word_embeddings and "lm_head.weight" in left_over:
-            left_over.remove("lm_head.weight")
-            self._check_tied()
-        if left_over:
-            raise CheckpointError(
-                f"tensor {left_over[0]} is not part of {spec.architecture} as config.json describes it",
-                field=left_over[0],
-                path=checkpoint.tensors[left_over[0]].file,
-            )
+        self._entries = {name: checkpoint.entry(name, shape) for name, shape in shapes.items()}
 
     def matrix(self, name: str) -> Matrix:
         """A tensor of two dimensions."""
@@ -142,8 +128,34 @@ class DecoderWeights:
         return self._checkpoint.rows(entry, 0, entry.shape[0])
 
     def optional_vector(self, name: str) -> Float32Array | None:
-        """A tensor of one dimension, None when the decoder has none of this name (a bias)."""
+        """A tensor of one dimension, None when the model has none of this name (a bias)."""
         return self.vector(name) if name in self._entries else None
+
+    def _refuse(self, left_over: Sequence[str], architecture: str) -> None:
+        """Raises CheckpointError for the first tensor that the graph would silently drop: the configuration then
+        describes another model."""
+        if left_over:
+            raise CheckpointError(
+                f"tensor {left_over[0]} is not part of {architecture} as config.json describes it",
+                field=left_over[0],
+                path=self._checkpoint.tensors[left_over[0]].file,
+            )
+
+
+class DecoderWeights(TensorReader):
+    """The checkpoint's tensors under a decoder's names, all of them checked when it is made.
+
+    Raises CheckpointError naming the first tensor that is missing, misshapen, of an unsupported type, or left
+    over.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+        super().__init__(checkpoint, tensor_shapes(spec))
+        left_over = [name for name in checkpoint.tensors if name not in self._entries and not _IGNORED.search(name)]
+        if spec.tie_word_embeddings and "lm_head.weight" in left_over:
+            left_over.remove("lm_head.weight")
+            self._check_tied()
+        self._refuse(left_over, spec.architecture)
 
     def _check_tied(self) -> None:
         embedding = self._entries["model.embed_tokens.weight"]

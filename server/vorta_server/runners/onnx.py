@@ -21,8 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vorta.errors import Internal
-from vorta_kernels import cpu
-from vorta_server.compiler.artifact import ArtifactError, Manifest, load_manifest
+from vorta_server.compiler.artifact import Manifest, load_manifest
 from vorta_server.engine.runner import (
     FloatArray,
     IntArray,
@@ -33,11 +32,9 @@ from vorta_server.engine.runner import (
     StepResult,
 )
 from vorta_server.runners.kv_pool import KvPool
+from vorta_server.runners.session import kernel_library, open_session
 
 __all__ = ["OnnxRunner"]
-
-_PROVIDERS = ["CPUExecutionProvider"]
-_LOG_ERRORS_ONLY = 3
 
 # ONNX Runtime's attention either keeps the scores of all positions, or goes through them in blocks. Blocks were slower
 # at every length tried (1.3 to 1.8 times at 128 to 2,000 positions, see benchmarks/results/cpu.md), so they are used
@@ -92,10 +89,10 @@ class OnnxRunner:
         self._num_slots = num_slots
         self._max_model_len = length
         scores_bytes = 4 * self._manifest.num_heads * length * _USUAL_CHUNK
-        kernels = _kernel_library(artifact) if self._manifest.kernels == "vorta" else None
+        kernels = kernel_library(artifact) if self._manifest.kernels == "vorta" else None
         with _attention(is_blocked=scores_bytes > _MAX_SCORES_BYTES):
             self._sessions = [
-                _open_session(artifact / graph.file, threads, len(self._manifest.graphs) > 1, kernels)
+                open_session(artifact / graph.file, threads, kernels, has_siblings=len(self._manifest.graphs) > 1)
                 for graph in self._manifest.graphs
             ]
         self._min_rows = [graph.min_rows for graph in self._manifest.graphs]
@@ -297,30 +294,3 @@ def _attention(*, is_blocked: bool) -> Iterator[None]:
             del os.environ[_BLOCKS_OFF]
         else:
             os.environ[_BLOCKS_OFF] = before
-
-
-def _kernel_library(artifact: Path) -> Path:
-    try:
-        return cpu.library()
-    except cpu.BuildError as error:
-        raise ArtifactError(
-            f"{artifact} needs vorta's kernels, which cannot be had here: {error}; compile it with --kernels portable",
-            path=artifact,
-            field="kernels",
-        ) from error
-
-
-def _open_session(file: Path, threads: int, has_siblings: bool, kernels: Path | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    if kernels is not None:
-        options.register_custom_ops_library(str(kernels))
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _LOG_ERRORS_ONLY
-    if has_siblings:
-        # Another session's threads must not spin on the cores that this step needs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return ort.InferenceSession(str(file), options, providers=_PROVIDERS)
-    except Exception as error:  # as above
-        raise Internal(f"ONNX Runtime refuses {file.name}: {error}") from error

@@ -3,21 +3,17 @@
 #include <algorithm>
 #include <vector>
 
-#include "vec.h"
+#include "attention_tiles.h"
 
 namespace vorta {
 namespace {
 
-constexpr int64_t kKeyBlock = 128;     // keys whose scores are held at once
 constexpr int64_t kQueryRows = 64;     // (query, head) pairs of a block of queries, about
-constexpr float kNever = -1e30f;
 
 inline float* scratch(std::vector<float>& memory, int64_t size) {
   if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
   return memory.data();
 }
-
-inline int64_t rounded_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 // to = x rotated and scaled; pairs are (i, i + dim / 2).
 void rotate(const float* x, const float* cosines, const float* sines, float scale, int64_t dim, float* to) {
@@ -70,16 +66,6 @@ void score_any(const float* queries, int64_t rows, const float* keys, int64_t co
     }
 }
 
-template <int kRows>
-void score_tile(const float* queries, const float* packed, int64_t dim, float* scores) {
-  Vec sums[kRows] = {};
-  for (int64_t i = 0; i < dim; ++i) {
-    const Vec keys = load(packed + i * kLanes);
-    for (int r = 0; r < kRows; ++r) sums[r] += keys * queries[r * dim + i];
-  }
-  for (int r = 0; r < kRows; ++r) store(scores + r * kKeyBlock, sums[r]);
-}
-
 // The same for many queries: 16 keys at a time, transposed to [dim, 16].
 void score_many(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t dim, float* packed,
                 float* scores) {
@@ -89,53 +75,8 @@ void score_many(const float* queries, int64_t rows, const float* keys, int64_t c
       const float* key = keys + (j + std::min(k, valid - 1)) * dim;
       for (int64_t i = 0; i < dim; ++i) packed[i * kLanes + k] = key[i];
     }
-    int64_t r = 0;
-    for (; r + 12 <= rows; r += 12) score_tile<12>(queries + r * dim, packed, dim, scores + r * kKeyBlock + j);
-    for (; r + 4 <= rows; r += 4) score_tile<4>(queries + r * dim, packed, dim, scores + r * kKeyBlock + j);
-    for (; r < rows; ++r) score_tile<1>(queries + r * dim, packed, dim, scores + r * kKeyBlock + j);
+    score_rows(queries, rows, packed, dim, scores + j);
   }
-}
-
-// sums[r, 0:16 kWidth] += weights[r, j] values[j, 0:16 kWidth]
-template <int kRows, int kWidth>
-void mix_tile(const float* weights, const float* values, int64_t count, int64_t dim, float* sums) {
-  Vec totals[kRows][kWidth];
-  for (int r = 0; r < kRows; ++r)
-    for (int w = 0; w < kWidth; ++w) totals[r][w] = load(sums + r * dim + w * kLanes);
-  for (int64_t j = 0; j < count; ++j) {
-    Vec part[kWidth];
-    for (int w = 0; w < kWidth; ++w) part[w] = load(values + j * dim + w * kLanes);
-    for (int r = 0; r < kRows; ++r)
-      for (int w = 0; w < kWidth; ++w) totals[r][w] += part[w] * weights[r * kKeyBlock + j];
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int w = 0; w < kWidth; ++w) store(sums + r * dim + w * kLanes, totals[r][w]);
-}
-
-template <int kWidth>
-void mix_columns(const float* weights, int64_t rows, const float* values, int64_t count, int64_t dim, float* sums) {
-  constexpr int kTile = kWidth >= 4 ? 7 : 12;  // as many sums as leave registers for the rest
-  int64_t r = 0;
-  for (; r + kTile <= rows; r += kTile)
-    mix_tile<kTile, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
-  for (; r + 3 <= rows; r += 3) mix_tile<3, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
-  for (; r < rows; ++r) mix_tile<1, kWidth>(weights + r * kKeyBlock, values, count, dim, sums + r * dim);
-}
-
-void mix(const float* weights, int64_t rows, const float* values, int64_t count, int64_t dim, float* sums) {
-  if (dim % kLanes != 0) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < count; ++j)
-        for (int64_t i = 0; i < dim; ++i) sums[r * dim + i] += weights[r * kKeyBlock + j] * values[j * dim + i];
-    return;
-  }
-  int64_t column = 0;
-  for (; column + 4 * kLanes <= dim; column += 4 * kLanes)
-    mix_columns<4>(weights, rows, values + column, count, dim, sums + column);
-  for (; column + 2 * kLanes <= dim; column += 2 * kLanes)
-    mix_columns<2>(weights, rows, values + column, count, dim, sums + column);
-  for (; column < dim; column += kLanes)
-    mix_columns<1>(weights, rows, values + column, count, dim, sums + column);
 }
 
 }  // namespace
@@ -246,24 +187,9 @@ void Attention::attend(int64_t index) const {
         std::fill(line, line + padded, 0.0f);
         continue;
       }
-      Vec top_lanes = load(line);
-      for (int64_t j = kLanes; j < padded; j += kLanes) top_lanes = maximum(top_lanes, load(line + j));
-      const float top = std::max(tops[r], largest(top_lanes));
-      Vec mass = Vec{};
-      for (int64_t j = 0; j < padded; j += kLanes) {
-        const Vec weight = exponential(load(line + j) - top);
-        store(line + j, weight);
-        mass += weight;
-      }
-      if (top > tops[r] && begin > 0) {
-        const float shrink = tops[r] > kNever ? std::exp(tops[r] - top) : 0.0f;
-        masses[r] *= shrink;
-        for (int64_t i = 0; i < dim; ++i) sums[r * dim + i] *= shrink;
-      }
-      tops[r] = top;
-      masses[r] += sum(mass);
+      weigh(line, padded, tops[r], masses[r], sums + r * dim, dim, begin > 0);
     }
-    mix(scores, rows, values + begin * dim, count, dim, sums);
+    mix(scores, rows, values + begin * dim, dim, count, dim, sums);
   }
   const int64_t out_width = shape_.num_heads * dim;
   for (int64_t query = 0; query < num_queries; ++query) {

@@ -15,6 +15,19 @@ float quantise_row(const float* x, int64_t size, int64_t padded, int8_t* codes);
 float add_norm_quantise_row(const float* residual, const float* delta, const float* weight, float epsilon,
                             int64_t size, int64_t padded, float* total, float* scratch, int8_t* codes);
 
+// Likewise with max|x| known.
+float quantise_row_below(const float* x, float top, int64_t size, int64_t padded, int8_t* codes);
+
+// total = residual + delta (null for none); normed = (total - its mean) / its deviation * weight + bias (null for none).
+// Returns max|normed|. `total` and `normed` may be the same memory.
+float layer_norm_row(const float* residual, const float* delta, const float* weight, const float* bias, float epsilon,
+                     int64_t size, float* total, float* normed);
+
+enum class Activation : int64_t { kGelu = 0, kGeluTanh = 1, kRelu = 2, kSilu = 3 };
+
+// out = activation(x), times factor where it is not null. Returns max|out|.
+float activate_row(Activation activation, const float* x, const float* factor, int64_t size, float* out);
+
 // The codes of silu(gate) * up. Scratch [size].
 float gate_quantise_row(const float* gate, const float* up, int64_t size, int64_t padded, float* scratch,
                         int8_t* codes);

@@ -91,6 +91,32 @@ inline Vec exponential(Vec x) {
   return is_tiny ? Vec{} : result;
 }
 
+// Sixteen vectors of 16 as their transpose, in place: vector i then holds what was in lane i of all.
+inline void transpose(Vec rows[16]) {
+  Vec other[16];
+  // Four perfect shuffles of the 256 numbers: each turns the eight bits of a number's place by one.
+  for (int i = 0; i < 8; ++i) {
+    const Vec a = rows[i], b = rows[i + 8];
+    other[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    other[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    const Vec a = other[i], b = other[i + 8];
+    rows[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    rows[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    const Vec a = rows[i], b = rows[i + 8];
+    other[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    other[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    const Vec a = other[i], b = other[i + 8];
+    rows[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    rows[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+}
+
 // The nearest whole numbers of values within -127.5 and 127.5, half to even.
 inline VecByte to_codes(Vec scaled) {
   VecInt rounded = reinterpret_cast<VecInt>(scaled + kRounder) - kRounderBits;

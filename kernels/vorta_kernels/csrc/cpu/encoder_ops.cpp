@@ -1,0 +1,310 @@
+// Operators of text encoders in the domain "vorta"; encoder_ops.h says what "packed" means.
+//
+//   EmbedTokens        ids int32 [T], offsets int32 [B + 1], words [V, H]?, codes uint8 [V, P]?, scales [V, P / 32]?,
+//                      positions [L, H]?, types int32 [T]?, type_rows [., H]?       -> y [T, H]
+//   LayerNorm          residual [T, H], weight [H], bias [H]?, delta [T, H]?        -> normed [T, H], total [T, H]?
+//   LayerNormQuantise  the same                                                     -> codes, factor, normed?, total?
+//   Activate           x [T, N]                                                     -> y [T, N or N / 2]
+//   ActivateQuantise   x [T, N]                                                     -> codes, factor
+//   PackedAttention    qkv, offsets, cosines?, sines?, query_norm?, key_norm?, bias? -> y [T, heads * head_dim]
+//   MeanOfTexts        x [T, H], offsets                                            -> y [B, H]
+//
+// Words are floats, or 8-bit codes around 128 in blocks of 32 that share a scale. Codes and factors are those of ops.cpp.
+#include "encoder_ops.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "op.h"
+#include "packed_attention.h"
+#include "rows.h"
+
+namespace vorta {
+namespace {
+
+constexpr int64_t kWordBlock = 32;
+
+// Whether offsets go up from 0 to the number of tokens.
+bool are_offsets(const Tensor& offsets, int64_t num_tokens) {
+  if (offsets.shape.size() != 1 || offsets.shape[0] < 1) return false;
+  const auto* at = static_cast<const int32_t*>(offsets.data);
+  for (int64_t text = 0; text + 1 < offsets.shape[0]; ++text)
+    if (at[text] > at[text + 1]) return false;
+  return at[0] == 0 && at[offsets.shape[0] - 1] == num_tokens;
+}
+
+struct EmbedTokens {
+  static constexpr const char* kName = "EmbedTokens";
+  static constexpr int kInputs[] = {ort::kInt32, ort::kInt32, ort::kFloat, ort::kUint8,
+                                    ort::kFloat, ort::kFloat, ort::kInt32, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit EmbedTokens(const Attributes& attributes)
+      : size_(attributes.integer("hidden_size")), first_position_(attributes.integer("first_position")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor ids = context.input(0), offsets = context.input(1), words = context.input(2),
+                 codes = context.input(3), scales = context.input(4), positions = context.input(5),
+                 types = context.input(6), type_rows = context.input(7);
+    const int64_t tokens = ids.shape[0];
+    const int64_t num_words = words ? words.shape[0] : codes ? codes.shape[0] : 0;
+    const int64_t num_types = type_rows ? type_rows.shape[0] : 0;
+    if (!are_offsets(offsets, tokens)) return context.refuse("EmbedTokens: offsets do not fit the tokens");
+    const auto* at = static_cast<const int32_t*>(offsets.data);
+    const auto* id = static_cast<const int32_t*>(ids.data);
+    const auto* type = static_cast<const int32_t*>(types.data);
+    if (types && types.shape[0] != tokens) return context.refuse("EmbedTokens: types do not fit the tokens");
+    for (int64_t token = 0; token < tokens; ++token)
+      if (id[token] < 0 || id[token] >= num_words || (types && (type[token] < 0 || type[token] >= num_types)))
+        return context.refuse("EmbedTokens: a token or its type has no row");
+    for (int64_t text = 0; positions && text + 1 < offsets.shape[0]; ++text)
+      if (first_position_ + at[text + 1] - at[text] > positions.shape[0])
+        return context.refuse("EmbedTokens: a text is longer than the positions");
+    float* out = static_cast<float*>(context.output(0, {tokens, size_}));
+    const int32_t* end = at + offsets.shape[0];
+    context.for_each(tokens, tokens * size_, [&](int64_t token) {
+      float* to = out + token * size_;
+      if (words)
+        std::memcpy(to, words.floats() + id[token] * size_, size_ * sizeof(float));
+      else
+        restore(static_cast<const uint8_t*>(codes.data) + id[token] * codes.columns(),
+                scales.floats() + id[token] * scales.columns(), to);
+      if (positions) {
+        const int64_t position = token - *(std::upper_bound(at, end, static_cast<int32_t>(token)) - 1);
+        add(positions.floats() + (first_position_ + position) * size_, to);
+      }
+      if (type_rows) add(type_rows.floats() + (types ? type[token] : 0) * size_, to);
+    });
+    return nullptr;
+  }
+
+  void restore(const uint8_t* codes, const float* scales, float* to) const {
+    for (int64_t i = 0; i < size_; ++i) to[i] = (static_cast<float>(codes[i]) - 128.0f) * scales[i / kWordBlock];
+  }
+
+  void add(const float* from, float* to) const {
+    for (int64_t i = 0; i < size_; ++i) to[i] += from[i];
+  }
+
+  int64_t size_, first_position_;
+};
+
+// The inputs of both layer norms.
+struct NormInputs {
+  explicit NormInputs(const Context& context)
+      : residual(context.input(0)), weight(context.input(1)), bias(context.input(2)), delta(context.input(3)) {}
+
+  bool fit() const {
+    return weight.columns() == residual.columns() && (!bias || bias.columns() == residual.columns()) &&
+           (!delta || delta.shape == residual.shape);
+  }
+
+  float norm(int64_t row, float epsilon, float* total, float* normed) const {
+    const int64_t size = residual.columns(), start = row * size;
+    return layer_norm_row(residual.floats() + start, delta ? delta.floats() + start : nullptr, weight.floats(),
+                          bias ? bias.floats() : nullptr, epsilon, size, total != nullptr ? total + start : normed,
+                          normed);
+  }
+
+  const Tensor residual, weight, bias, delta;
+};
+
+struct LayerNorm {
+  static constexpr const char* kName = "LayerNorm";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit LayerNorm(const Attributes& attributes) : epsilon_(attributes.number("epsilon")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const NormInputs inputs(context);
+    if (!inputs.fit()) return context.refuse("LayerNorm: inputs differ in shape");
+    const int64_t rows = inputs.residual.rows(), size = inputs.residual.columns();
+    auto* normed = static_cast<float*>(context.output(0, inputs.residual.shape));
+    auto* total = static_cast<float*>(context.output(1, inputs.residual.shape));
+    context.for_each(rows, rows * size,
+                     [&](int64_t row) { inputs.norm(row, epsilon_, total, normed + row * size); });
+    return nullptr;
+  }
+
+  float epsilon_;
+};
+
+struct LayerNormQuantise {
+  static constexpr const char* kName = "LayerNormQuantise";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit LayerNormQuantise(const Attributes& attributes)
+      : multiple_(attributes.integer("multiple")), epsilon_(attributes.number("epsilon")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const NormInputs inputs(context);
+    if (!inputs.fit()) return context.refuse("LayerNormQuantise: inputs differ in shape");
+    const int64_t rows = inputs.residual.rows(), size = inputs.residual.columns();
+    const CodesAndFactors out(context, inputs.residual.shape, multiple_);
+    auto* normed = static_cast<float*>(context.output(2, inputs.residual.shape));
+    auto* total = static_cast<float*>(context.output(3, inputs.residual.shape));
+    context.for_each(rows, rows * size, [&](int64_t row) {
+      float* to = normed != nullptr ? normed + row * size : thread_scratch(size);
+      const float top = inputs.norm(row, epsilon_, total, to);
+      out.factors[row] = quantise_row_below(to, top, size, out.padded, out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  int64_t multiple_;
+  float epsilon_;
+};
+
+// A row of twice the size is gated: its first half is activated, its second a factor.
+struct Activate {
+  static constexpr const char* kName = "Activate";
+  static constexpr int kInputs[] = {ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 1;
+
+  explicit Activate(const Attributes& attributes)
+      : activation_(static_cast<Activation>(attributes.integer("activation"))),
+        is_gated_(attributes.integer("gated") != 0) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor x = context.input(0);
+    const int64_t rows = x.rows(), width = x.columns(), size = is_gated_ ? width / 2 : width;
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = size;
+    auto* out = static_cast<float*>(context.output(0, shape));
+    context.for_each(rows, rows * size, [&](int64_t row) {
+      const float* from = x.floats() + row * width;
+      activate_row(activation_, from, is_gated_ ? from + size : nullptr, size, out + row * size);
+    });
+    return nullptr;
+  }
+
+  Activation activation_;
+  bool is_gated_;
+};
+
+struct ActivateQuantise {
+  static constexpr const char* kName = "ActivateQuantise";
+  static constexpr int kInputs[] = {ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat};
+  static constexpr size_t kNumRequired = 1;
+
+  explicit ActivateQuantise(const Attributes& attributes)
+      : activation_(static_cast<Activation>(attributes.integer("activation"))),
+        is_gated_(attributes.integer("gated") != 0),
+        multiple_(attributes.integer("multiple")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor x = context.input(0);
+    const int64_t rows = x.rows(), width = x.columns(), size = is_gated_ ? width / 2 : width;
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = size;
+    const CodesAndFactors out(context, shape, multiple_);
+    context.for_each(rows, rows * size, [&](int64_t row) {
+      const float* from = x.floats() + row * width;
+      float* scratch = thread_scratch(size);
+      const float top = activate_row(activation_, from, is_gated_ ? from + size : nullptr, size, scratch);
+      out.factors[row] = quantise_row_below(scratch, top, size, out.padded, out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  Activation activation_;
+  bool is_gated_;
+  int64_t multiple_;
+};
+
+struct PackedAttentionOp {
+  static constexpr const char* kName = "PackedAttention";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kInt32, ort::kFloat, ort::kFloat,
+                                    ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit PackedAttentionOp(const Attributes& attributes) {
+    shape_.num_heads = attributes.integer("num_heads");
+    shape_.num_kv_heads = attributes.integer("num_kv_heads");
+    shape_.window = attributes.integer("window");
+    shape_.is_causal = attributes.integer("causal") != 0;
+    shape_.reach = attributes.integer("reach");
+    shape_.scale = attributes.number("scale");
+    shape_.epsilon = attributes.number("epsilon");
+  }
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor qkv = context.input(0), offsets = context.input(1), cosines = context.input(2),
+                 sines = context.input(3), query_norm = context.input(4), key_norm = context.input(5),
+                 bias = context.input(6);
+    const int64_t tokens = qkv.rows(), heads = shape_.num_heads + 2 * shape_.num_kv_heads;
+    PackedAttentionShape shape = shape_;
+    shape.head_dim = qkv.columns() / heads;
+    shape.bias_stride = bias ? bias.columns() : 0;
+    if (qkv.shape.size() != 2 || qkv.columns() % heads != 0 || !are_offsets(offsets, tokens))
+      return context.refuse("PackedAttention: offsets do not fit the tokens");
+    const auto* at = static_cast<const int32_t*>(offsets.data);
+    int64_t longest = 0;
+    for (int64_t text = 0; text + 1 < offsets.shape[0]; ++text)
+      longest = std::max<int64_t>(longest, at[text + 1] - at[text]);
+    const bool has_room = (!cosines || (cosines.shape[0] >= longest && cosines.columns() * 2 == shape.head_dim)) &&
+                          (!bias || (shape.reach >= longest && bias.columns() >= 2 * shape.reach + 14));
+    const bool are_norms = (!query_norm || query_norm.columns() == shape.head_dim) &&
+                           (!key_norm || key_norm.columns() == shape.head_dim);
+    if (!has_room || !are_norms) return context.refuse("PackedAttention: a text is longer than the tables");
+    PackedAttentionData data{};
+    data.qkv = qkv.floats();
+    data.offsets = at;
+    data.num_texts = offsets.shape[0] - 1;
+    data.cosines = cosines.floats();
+    data.sines = sines.floats();
+    data.query_norm = query_norm.floats();
+    data.key_norm = key_norm.floats();
+    data.bias = bias.floats();
+    data.out = static_cast<float*>(context.output(0, {tokens, shape.num_heads * shape.head_dim}));
+    const PackedAttention attention(shape, data);
+    context.share(attention.num_pieces(), attention.work() / 4, [&](int64_t piece) { attention.attend(piece); });
+    return nullptr;
+  }
+
+  PackedAttentionShape shape_{};
+};
+
+struct MeanOfTexts {
+  static constexpr const char* kName = "MeanOfTexts";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kInt32};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit MeanOfTexts(const Attributes&) {}
+
+  ort::Status* compute(const Context& context) const {
+    const Tensor x = context.input(0), offsets = context.input(1);
+    if (!are_offsets(offsets, x.rows())) return context.refuse("MeanOfTexts: offsets do not fit the tokens");
+    const auto* at = static_cast<const int32_t*>(offsets.data);
+    const int64_t size = x.columns(), texts = offsets.shape[0] - 1;
+    auto* out = static_cast<float*>(context.output(0, {texts, size}));
+    context.for_each(texts, x.rows() * size, [&](int64_t text) {
+      float* to = out + text * size;
+      std::fill(to, to + size, 0.0f);
+      for (int64_t token = at[text]; token < at[text + 1]; ++token)
+        for (int64_t i = 0; i < size; ++i) to[i] += x.floats()[token * size + i];
+      const float inverse = 1.0f / static_cast<float>(std::max(1, at[text + 1] - at[text]));
+      for (int64_t i = 0; i < size; ++i) to[i] *= inverse;
+    });
+    return nullptr;
+  }
+};
+
+}  // namespace
+
+std::vector<ort::CustomOp> encoder_ops() {
+  return {describe<EmbedTokens>(),      describe<LayerNorm>(),         describe<LayerNormQuantise>(),
+          describe<Activate>(),         describe<ActivateQuantise>(),  describe<PackedAttentionOp>(),
+          describe<MeanOfTexts>()};
+}
+
+}  // namespace vorta

@@ -1,0 +1,204 @@
+"""Encoders on ONNX Runtime's operators alone: texts filled up to the longest one, for machines without a compiler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from onnx import TensorProto
+
+from vorta_server.compiler.checkpoint import Float32Array
+from vorta_server.compiler.encoder_lowering import EmbeddingLayer, NormLayer, NormRole, SelfAttention, activate
+from vorta_server.compiler.encoder_spec import Activation
+from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
+from vorta_server.compiler.linear import Linear, LinearLowering, take_linear
+from vorta_server.compiler.packed import bias_of, rms_norm
+
+__all__ = ["PaddedLowering"]
+
+# A score that no softmax gives weight to; a row in which all are so (padding) stays finite.
+_NEVER = -1e9
+
+
+class PaddedLowering:
+    """Texts [B, S] with lengths.
+
+    Args:
+        linears: How linear layers and the table of words compute.
+    """
+
+    def __init__(self, linears: LinearLowering) -> None:
+        self._linears = linears
+        self._masks: dict[tuple[int | None, bool], str] = {}
+        self._real = ""
+
+    def embedding(self, graph: GraphBuilder, layer: EmbeddingLayer) -> str:
+        ids = graph.input("input_ids", TensorProto.INT64, ["texts", "step"])
+        graph.input("lengths", TensorProto.INT64, ["texts"])
+        shape = graph.node("Shape", [ids], ["shape"])
+        size = graph.node("Gather", [shape, graph.constant("one", np.array(1, np.int64))], ["size"], axis=0)
+        graph.node("Range", [graph.constant("zero", np.array(0, np.int64)), size, "one"], ["steps"])
+        x = self._linears.embedding(graph, ids, layer.words)
+        if layer.positions is not None:
+            first = graph.constant("first_position", np.array(layer.first_position, np.int64))
+            rows = graph.node("Add", ["steps", first], ["position_rows"])
+            table = graph.constant("positions", layer.positions)
+            x = graph.node("Add", [x, graph.node("Gather", [table, rows], ["position_embedding"])], ["with_positions"])
+        if layer.types is not None:
+            rows = "zero"
+            if len(layer.types) > 1:
+                rows = graph.input("token_types", TensorProto.INT64, ["texts", "step"])
+            table = graph.constant("types", layer.types)
+            x = graph.node("Add", [x, graph.node("Gather", [table, rows], ["type_embedding"])], ["with_types"])
+        return x
+
+    def norm(self, graph: GraphBuilder, layer: NormLayer, role: NormRole) -> tuple[str, str]:
+        weight = graph.constant(f"{layer.name}.weight", layer.weight)
+        if layer.is_rms:
+            return rms_norm(graph, layer, weight)
+        total = layer.residual
+        if layer.delta:
+            total = graph.node("Add", [layer.residual, layer.delta], [f"{layer.name}.total"])
+        inputs = [total, weight, bias_of(graph, layer)]
+        graph.node("LayerNormalization", inputs, [layer.name], axis=-1, epsilon=layer.epsilon)
+        return layer.name, total
+
+    def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        return self._linears.linear(graph, x, layer)
+
+    def activated(self, graph: GraphBuilder, x: str, layer: Linear, activation: Activation, is_gated: bool) -> str:
+        inner = self.linear(graph, x, layer)
+        name = f"{inner}.activated"
+        if not is_gated:
+            return activate(graph, name, inner, activation)
+        gate, factor = f"{inner}.gate", f"{inner}.factor"
+        graph.node("Split", [inner], [gate, factor], axis=-1, num_outputs=2)
+        return graph.node("Mul", [activate(graph, f"{gate}.activated", gate, activation), factor], [name])
+
+    def attention(self, graph: GraphBuilder, x: str, qkv: Sequence[Linear], layer: SelfAttention) -> str:
+        heads, kv_heads, dim = layer.num_heads, layer.num_kv_heads, layer.head_dim
+        if len(qkv) == 1:
+            qkv = _split(qkv[0], [heads * dim, kv_heads * dim, kv_heads * dim])
+        query, key, value = self._linears.shared(graph, x, qkv)
+        norms = layer.norms or (None, None)
+        query = self._heads(graph, query, heads, layer, norms[0], is_rotated=True)
+        key = self._heads(graph, key, kv_heads, layer, norms[1], is_rotated=True)
+        value = self._heads(graph, value, kv_heads, layer, None, is_rotated=False)
+        if kv_heads != heads:
+            key, value = (self._repeat(graph, part, layer) for part in (key, value))
+        scale = graph.constant(f"scale_{dim}", np.array(1 / math.sqrt(dim), np.float32))
+        turned = graph.node("Transpose", [key], [f"{key}.turned"], perm=[0, 1, 3, 2])
+        scores = graph.node("MatMul", [query, turned], [f"{layer.name}.products"])
+        scores = graph.node("Mul", [scores, scale], [f"{layer.name}.scaled"])
+        scores = graph.node("Add", [scores, self._mask(graph, layer)], [f"{layer.name}.scores"])
+        weights = graph.node("Softmax", [scores], [f"{layer.name}.weights"], axis=-1)
+        mixed = graph.node("MatMul", [weights, value], [f"{layer.name}.mixed"])
+        rows = graph.node("Transpose", [mixed], [f"{layer.name}.rows"], perm=[0, 2, 1, 3])
+        merged = graph.constant("merged_shape", np.array([0, 0, -1], np.int64))
+        return graph.node("Reshape", [rows, merged], [layer.name])
+
+    def first_tokens(self, graph: GraphBuilder, name: str, x: str) -> str:
+        return graph.node("Gather", [x, "zero"], [name], axis=1)
+
+    def mean(self, graph: GraphBuilder, name: str, x: str) -> str:
+        last_axis = graph.constant("last_axis", np.array([-1], np.int64))
+        weights = graph.node("Cast", [self._is_real(graph)], [f"{name}.weights"], to=TensorProto.FLOAT)
+        column = graph.node("Unsqueeze", [weights, last_axis], [f"{name}.column"])
+        kept = graph.node("Mul", [x, column], [f"{name}.kept"])
+        step_axis = graph.constant("step_axis", np.array([1], np.int64))
+        total = graph.node("ReduceSum", [kept, step_axis], [f"{name}.total"], keepdims=0)
+        count = graph.node("ReduceSum", [column, step_axis], [f"{name}.count"], keepdims=0)
+        return graph.node("Div", [total, count], [name])
+
+    def output(self, graph: GraphBuilder, x: str, name: str, size: int) -> None:
+        graph.node("Identity", [x], [name])
+        graph.output(name, TensorProto.FLOAT, ["texts", "step", size])
+
+    def _heads(
+        self,
+        graph: GraphBuilder,
+        x: str,
+        num_heads: int,
+        layer: SelfAttention,
+        norm: Float32Array | None,
+        *,
+        is_rotated: bool,
+    ) -> str:
+        """x [B, S, heads * D] as [B, heads, S, D], normed and rotated."""
+        shape = graph.constant(f"heads_shape_{num_heads}", np.array([0, 0, num_heads, layer.head_dim], np.int64))
+        heads = graph.node("Reshape", [x, shape], [f"{x}.heads"])
+        if norm is not None:
+            weight = graph.constant(f"{x}.norm", norm)
+            heads = graph.node(
+                "SimplifiedLayerNormalization",
+                [heads, weight],
+                [f"{x}.normed"],
+                axis=-1,
+                epsilon=layer.epsilon,
+                stash_type=1,
+            )
+        heads = graph.node("Transpose", [heads], [f"{x}.by_head"], perm=[0, 2, 1, 3])
+        if not is_rotated or layer.rope is None:
+            return heads
+        name, cosines, sines = layer.rope
+        tables = [graph.constant(f"{name}.cos", cosines), graph.constant(f"{name}.sin", sines)]
+        first = graph.constant("first_turn", np.array([0], np.int64))
+        return graph.node("RotaryEmbedding", [heads, first, *tables], [f"{x}.rotated"], domain=MICROSOFT)
+
+    def _repeat(self, graph: GraphBuilder, x: str, layer: SelfAttention) -> str:
+        """Every KV head once for each query head of its group."""
+        source = np.repeat(np.arange(layer.num_kv_heads), layer.num_heads // layer.num_kv_heads)
+        return graph.node("Gather", [x, graph.constant("head_of_group", source)], [f"{x}.repeated"], axis=1)
+
+    def _is_real(self, graph: GraphBuilder) -> str:
+        """Whether a place holds a token: [B, S]."""
+        if not self._real:
+            axis = graph.constant("last_axis", np.array([-1], np.int64))
+            column = graph.node("Unsqueeze", ["lengths", axis], ["lengths_column"])
+            self._real = graph.node("Less", ["steps", column], ["is_real"])
+        return self._real
+
+    def _mask(self, graph: GraphBuilder, layer: SelfAttention) -> str:
+        """What is added to scores [B, heads, S, S]; layers of one kind share it."""
+        key = (layer.window, layer.is_causal)
+        if key in self._masks:
+            return self._masks[key]
+        name = f"mask_{'all' if layer.window is None else layer.window}"
+        inner_axes = graph.constant("inner_axes", np.array([1, 2], np.int64))
+        seen = graph.node("Unsqueeze", [self._is_real(graph), inner_axes], [f"{name}.real"])
+        distance = self._distance(graph, name)
+        if layer.is_causal:
+            before = graph.node("LessOrEqual", [distance, "zero"], [f"{name}.before"])
+            seen = graph.node("And", [seen, before], [f"{name}.causal"])
+        if layer.window is not None:
+            far = graph.node("Abs", [distance], [f"{name}.far"])
+            limit = graph.constant(f"{name}.limit", np.array(layer.window, np.int64))
+            near = graph.node("LessOrEqual", [far, limit], [f"{name}.near"])
+            seen = graph.node("And", [seen, near], [f"{name}.seen"])
+        numbers = [graph.constant("mask/seen", np.array(0, np.float32))]
+        numbers.append(graph.constant("mask/never", np.array(_NEVER, np.float32)))
+        mask = graph.node("Where", [seen, *numbers], [name])
+        if layer.relative is not None:
+            middle = graph.constant("relative/middle", np.array(layer.relative.reach - 1, np.int64))
+            column = graph.node("Add", [distance, middle], [f"{name}.column"])
+            table = graph.constant("relative", layer.relative.values)
+            numbers_by_head = graph.node("Gather", [table, column], [f"{name}.relative"], axis=1)
+            mask = graph.node("Add", [mask, numbers_by_head], [f"{name}.with_relative"])
+        self._masks[key] = mask
+        return mask
+
+    def _distance(self, graph: GraphBuilder, name: str) -> str:
+        """Key less query, [S, S]."""
+        axis = graph.constant("last_axis", np.array([-1], np.int64))
+        queries = graph.node("Unsqueeze", ["steps", axis], [f"{name}.queries"])
+        return graph.node("Sub", ["steps", queries], [f"{name}.distance"])
+
+
+def _split(layer: Linear, sizes: Sequence[int]) -> list[Linear]:
+    """A layer whose outputs are several layers', apart."""
+    bounds = np.cumsum([0, *sizes]).tolist()
+    return [
+        take_linear(layer, f"{layer.name}.{index}", start, stop) for index, (start, stop) in enumerate(pairwise(bounds))
+    ]

@@ -1,0 +1,129 @@
+"""The runner of text encoders on a CPU: an artifact's graph through ONNX Runtime, a batch of texts at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vorta.errors import Internal
+from vorta_server.compiler.artifact import ArtifactError, Manifest, load_manifest
+from vorta_server.embedding.encoder import EncoderInfo
+from vorta_server.runners.session import kernel_library, open_session
+
+__all__ = ["OnnxEncoder"]
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+
+_KINDS = ("embedding", "rerank")
+
+
+class OnnxEncoder:
+    """Computes batches on an artifact that `vorta compile --target cpu` wrote of a text encoder.
+
+    Args:
+        artifact: The artifact's folder.
+        threads: Threads of a batch, the calling one included; 0 for one per core.
+        verify: Check the content of the artifact's files against its manifest, beside their sizes.
+
+    Raises:
+        ArtifactError: The folder is no artifact of an encoder, or damaged.
+        ValueError: A number is out of range.
+        vorta.errors.Internal: ONNX Runtime refuses the graph.
+    """
+
+    def __init__(self, artifact: Path, *, threads: int = 0, verify: bool = False) -> None:
+        if threads < 0:
+            raise ValueError(f"threads ({threads}) must not be negative")
+        self._manifest = manifest = load_manifest(artifact, verify=verify)
+        if manifest.kind not in _KINDS:
+            raise ArtifactError(f"{artifact} is a {manifest.kind} model, no encoder", path=artifact, field="kind")
+        self._is_packed = manifest.kernels == "vorta"
+        self._output = "hidden_states" if manifest.kind == "embedding" else "logits"
+        library = kernel_library(artifact) if self._is_packed else None
+        self._session = open_session(artifact / manifest.graphs[0].file, threads, library)
+        self._info = EncoderInfo(
+            kind=manifest.kind,
+            hidden_size=manifest.hidden_size,
+            num_labels=manifest.num_labels,
+            max_model_len=manifest.max_model_len,
+            vocab_size=manifest.vocab_size,
+            pad_token_id=manifest.pad_token_id or 0,
+            pooling=manifest.pooling or "mean",
+            normalize=manifest.normalize,
+            prompts=dict(manifest.prompts),
+            default_prompt=manifest.default_prompt_name,
+            is_packed=self._is_packed,
+            has_token_types=manifest.has_token_types,
+            uses_sigmoid=manifest.uses_sigmoid,
+        )
+
+    @property
+    def info(self) -> EncoderInfo:
+        """The model's sizes and its authors' defaults."""
+        return self._info
+
+    @property
+    def manifest(self) -> Manifest:
+        """The artifact's manifest."""
+        return self._manifest
+
+    def run(self, sequences: Sequence[Int32Array], token_types: Sequence[Int32Array] | None = None) -> Float32Array:
+        """Computes a batch. See `Encoder.run`."""
+        if self._session is None:
+            raise RuntimeError("the encoder is closed")
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        if not len(lengths):
+            size = self._info.hidden_size if self._info.kind == "embedding" else self._info.num_labels
+            return np.empty((0, size), np.float32)
+        self._check_lengths(lengths)
+        ids = np.concatenate(sequences, dtype=np.int32)
+        if int(ids.min()) < 0 or int(ids.max()) >= self._info.vocab_size:
+            raise ValueError(f"token ids {ids.min()} to {ids.max()}, a vocabulary of {self._info.vocab_size}")
+        inputs = {"input_ids": ids}
+        if self._info.has_token_types:
+            inputs["token_types"] = self._joined_types(token_types, lengths)
+        feed = _packed(inputs, lengths) if self._is_packed else _padded(inputs, lengths)
+        try:
+            (result,) = self._session.run([self._output], feed)
+        except Exception as error:  # ONNX Runtime raises its own types, with RuntimeError as their only common base
+            raise Internal(f"ONNX Runtime failed: {error}") from error
+        output: Float32Array = result
+        if self._is_packed or self._info.kind == "rerank":
+            return output
+        return output[np.arange(output.shape[1]) < lengths[:, None]]
+
+    def close(self) -> None:
+        """Drops the session and the weights. Idempotent."""
+        self._session = None
+
+    def _check_lengths(self, lengths: NDArray[np.int64]) -> None:
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest < 1 or longest > self._info.max_model_len:
+            raise ValueError(f"inputs of {shortest} to {longest} tokens; 1 to {self._info.max_model_len} are taken")
+
+    def _joined_types(self, token_types: Sequence[Int32Array] | None, lengths: NDArray[np.int64]) -> Int32Array:
+        if token_types is None:
+            return np.zeros(int(lengths.sum()), np.int32)
+        types = np.concatenate(token_types, dtype=np.int32)
+        if list(map(len, token_types)) != lengths.tolist():
+            raise ValueError("token types and tokens differ in number")
+        return types
+
+
+def _packed(inputs: dict[str, Int32Array], lengths: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return {**inputs, "offsets": offsets}
+
+
+def _padded(inputs: dict[str, Int32Array], lengths: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    is_real = np.arange(lengths.max()) < lengths[:, None]
+    feed = {"lengths": lengths}
+    for name, values in inputs.items():
+        feed[name] = np.zeros(is_real.shape, np.int64)
+        feed[name][is_real] = values
+    return feed
