@@ -27,8 +27,8 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = subparsers.add_parser(
         "compile",
         help="compile a checkpoint to an artifact",
-        description="Quantise a Hugging Face checkpoint (a language model, an embedding model or a reranker) and compile it "
-        "to an artifact folder that `vorta serve` takes.",
+        description="Quantise a Hugging Face checkpoint (of a language model, an embedding model or a reranker) and "
+        "compile it to an artifact folder that `vorta serve` takes.",
     )
     parser.add_argument("checkpoint", help="a checkpoint folder, or the id of a pulled or installed model")
     parser.add_argument("out", type=Path, help="the artifact folder to write")
@@ -43,8 +43,8 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--kernels",
         choices=("auto", "vorta", "portable"),
         default="auto",
-        help="operators of artifacts (a language model's fp32 excepted): Vorta's, built for the machine that serves, or ONNX Runtime's "
-        "alone; auto takes Vorta's where they can be built; default: %(default)s",
+        help="operators of artifacts (a language model's fp32 excepted): Vorta's, built for the machine that serves, "
+        "or ONNX Runtime's alone; auto takes Vorta's where they can be built; default: %(default)s",
     )
     parser.add_argument(
         "--block",

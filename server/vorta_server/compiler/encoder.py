@@ -85,12 +85,12 @@ class EncoderGraph:
                 if layer > 0 or spec.has_first_norm:
                     x, residual = self._norm(names.attention_norm, layer, residual, delta, "inner")
                 attended, residual = self._attention(layer, x, residual)
-                delta = self._linear(attended, names.attention_output, layer)
+                delta = self._delta(attended, names.attention_output, layer)
                 x, residual = self._norm(names.feed_norm, layer, residual, delta, "inner")
                 delta = self._feed_forward(layer, x)
             else:
                 attended, residual = self._attention(layer, x, x)
-                delta = self._linear(attended, names.attention_output, layer)
+                delta = self._delta(attended, names.attention_output, layer)
                 x, _ = self._norm(names.attention_norm, layer, residual, delta, "stream")
                 delta = self._feed_forward(layer, x)
                 x, _ = self._norm(names.feed_norm, layer, x, delta, "output" if is_last else "stream")
@@ -173,14 +173,14 @@ class EncoderGraph:
         values = self._weights.table(spec.names.relative)[buckets].T
         return RelativeTable(values=np.ascontiguousarray(values), reach=reach)
 
-    def _linear(self, x: str, part: str, layer: int) -> str:
-        return self._lowering.linear(self._graph, x, self._weights.linear(self._weights.name(part, layer)))
+    def _delta(self, x: str, part: str, layer: int) -> str:
+        return self._lowering.delta(self._graph, x, self._weights.linear(self._weights.name(part, layer)))
 
     def _feed_forward(self, layer: int, x: str) -> str:
         spec, names = self._spec, self._spec.names
         inner = self._weights.stacked(names.inner, layer, "inner")
         x = self._lowering.activated(self._graph, x, inner, spec.activation, spec.is_gated)
-        return self._linear(x, names.outer, layer)
+        return self._delta(x, names.outer, layer)
 
     def _score(self, x: str) -> None:
         head = self._spec.head

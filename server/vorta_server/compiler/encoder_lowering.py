@@ -98,6 +98,10 @@ class EncoderLowering(Protocol):
         """x W^T + b: [tokens, N] float32."""
         ...
 
+    def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        """The layer's output, read by the next `norm` of this lowering alone; returns its name."""
+        ...
+
     def activated(self, graph: GraphBuilder, x: str, layer: Linear, activation: Activation, is_gated: bool) -> str:
         """activation(linear(x)), read by `linear` alone. Gated: the first half's activation times the second half."""
         ...

@@ -38,12 +38,14 @@ class NativeLowering:
         self._quantised: dict[str, tuple[str, str]] = {}
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
-        codes, scales = store_tiles(graph, layer.weight, self._bits, self._block)
-        inputs = [*self._quantise(graph, x), graph.weight(codes), graph.weight(scales)]
-        if layer.bias is not None:
-            inputs.append(graph.constant(f"{layer.name}.bias", layer.bias))
         sizes = {"N": layer.weight.num_rows, "bits": self._bits, "block": self._block}
-        return graph.node("MatMulBlocks", inputs, [layer.name], domain=VORTA, **sizes)
+        return graph.node("MatMulBlocks", self.product(graph, x, layer), [layer.name], domain=VORTA, **sizes)
+
+    def product(self, graph: GraphBuilder, x: str, layer: Linear) -> list[str]:
+        """The five inputs of a product: codes and factors of x, weights, scales and bias, which may be empty."""
+        codes, scales = store_tiles(graph, layer.weight, self._bits, self._block)
+        bias = graph.constant(f"{layer.name}.bias", layer.bias) if layer.bias is not None else ""
+        return [*self._quantise(graph, x), graph.weight(codes), graph.weight(scales), bias]
 
     def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
         return self.linear(graph, x, stack_linears(name, parts))

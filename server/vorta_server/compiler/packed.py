@@ -1,8 +1,9 @@
 """Encoders on Vorta's own operators (`vorta_kernels.cpu`): texts behind each other, no padding.
 
-In fp32 products are ONNX Runtime's and all between them is ours. In int8 an activation's row becomes 8-bit integers
-with a factor of its own, weights are 8-bit blocks that share a scale, and what lies between two products ends in the
-codes that the next one reads: sums of a block are exact, and a text's result does not depend on the texts beside it.
+A product is one operator with what follows it, a norm or an activation, so that a few rows go through both while they
+are in a core's caches. In int8 an activation's row becomes 8-bit integers with a factor of its own, weights are 8-bit
+blocks that share a scale. In both a row's arithmetic is the same whatever is beside it, so that a text's result does
+not depend on the texts that it is computed with.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
+from vorta_server.compiler.checkpoint import Float32Array
 from vorta_server.compiler.encoder_lowering import EmbeddingLayer, NormLayer, NormRole, SelfAttention
 from vorta_server.compiler.encoder_spec import Activation
-from vorta_server.compiler.graph import MICROSOFT, VORTA, GraphBuilder
+from vorta_server.compiler.graph import VORTA, GraphBuilder
 from vorta_server.compiler.linear import Linear, row_chunks, stack_linears, store_blocks
-from vorta_server.compiler.native import NativeLowering
+from vorta_server.compiler.native import TILE, NativeLowering
 from vorta_server.compiler.quantise import BLOCK
+from vorta_server.compiler.weight import Matrix
 
 __all__ = ["PackedFloatLowering", "PackedIntegerLowering"]
 
@@ -30,11 +33,21 @@ _OVERHANG = 15
 
 
 class _PackedLowering:
-    """What both precisions share."""
+    """What both precisions share.
+
+    A product that only a norm reads is kept until the norm comes, which then is one operator with it.
+    """
+
+    def __init__(self) -> None:
+        self._deltas: dict[str, tuple[str, Linear]] = {}
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
         """Each precision's own."""
         raise NotImplementedError
+
+    def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        self._deltas[layer.name] = (x, layer)
+        return layer.name
 
     def attention(self, graph: GraphBuilder, x: str, qkv: Sequence[Linear], layer: SelfAttention) -> str:
         stacked = qkv[0] if len(qkv) == 1 else stack_linears(f"{layer.name}.qkv", qkv)
@@ -97,7 +110,7 @@ class _PackedLowering:
 
 
 class PackedFloatLowering(_PackedLowering):
-    """Weights [N, K] and activations in float32."""
+    """Weights in tiles of 16 outputs, and activations, in float32."""
 
     def embedding(self, graph: GraphBuilder, layer: EmbeddingLayer) -> str:
         words = layer.words
@@ -106,36 +119,48 @@ class PackedFloatLowering(_PackedLowering):
         return self._embed(graph, layer, [graph.weight(key), "", ""])
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
-        shape = (layer.weight.num_rows, layer.weight.num_columns)
-        key = graph.store(f"{layer.name}.fp32", np.float32, shape, row_chunks(layer.weight, lambda rows: rows))
-        inputs = [x, graph.weight(key)]
-        if layer.bias is not None:
-            inputs.append(graph.constant(f"{layer.name}.bias", layer.bias))
-        return graph.node("Gemm", inputs, [layer.name], transB=1)
+        inputs = self._product(graph, x, layer)
+        return graph.node("MatMulTiles", inputs, [layer.name], domain=VORTA, N=layer.weight.num_rows)
 
     def activated(self, graph: GraphBuilder, x: str, layer: Linear, activation: Activation, is_gated: bool) -> str:
-        inner = self.linear(graph, x, layer)
-        attributes = {"activation": _ACTIVATION_CODES[activation], "gated": int(is_gated)}
-        return graph.node("Activate", [inner], [f"{inner}.activated"], domain=VORTA, **attributes)
+        return graph.node(
+            "MatMulTilesActivate",
+            self._product(graph, x, layer),
+            [f"{layer.name}.activated"],
+            domain=VORTA,
+            N=layer.weight.num_rows,
+            activation=_ACTIVATION_CODES[activation],
+            gated=int(is_gated),
+        )
 
     def norm(self, graph: GraphBuilder, layer: NormLayer, role: NormRole) -> tuple[str, str]:
-        weight = graph.constant(f"{layer.name}.weight", layer.weight)
-        if layer.is_rms:
-            return rms_norm(graph, layer, weight)
-        total = layer.residual
-        outputs = [layer.name]
-        if layer.delta and role == "inner":
-            total = f"{layer.name}.total"
-            outputs.append(total)
-        inputs = [layer.residual, weight, bias_of(graph, layer), layer.delta]
-        graph.node("LayerNorm", inputs, outputs, domain=VORTA, epsilon=layer.epsilon)
+        sizes = {"rms": int(layer.is_rms), "epsilon": layer.epsilon}
+        affine = norm_constants(graph, layer)
+        if not layer.delta:
+            graph.node("Norm", [layer.residual, *affine], [layer.name], domain=VORTA, multiple=0, **sizes)
+            return layer.name, layer.residual
+        total = f"{layer.name}.total" if role == "inner" else ""
+        x, product = self._deltas.pop(layer.delta)
+        graph.node(
+            "MatMulTilesNorm",
+            [*self._product(graph, x, product), layer.residual, *affine],
+            [layer.name, total],
+            domain=VORTA,
+            N=product.weight.num_rows,
+            **sizes,
+        )
         return layer.name, total
+
+    def _product(self, graph: GraphBuilder, x: str, layer: Linear) -> list[str]:
+        bias = graph.constant(f"{layer.name}.bias", layer.bias) if layer.bias is not None else ""
+        return [x, graph.weight(store_float_tiles(graph, layer.weight)), bias]
 
 
 class PackedIntegerLowering(_PackedLowering):
     """8-bit weights in blocks (see quantise.py), 8-bit activations with a factor for each row; sums in float32."""
 
     def __init__(self, block: int) -> None:
+        super().__init__()
         self._block = block
         self._blocks = NativeLowering("int8", block)
 
@@ -149,59 +174,55 @@ class PackedIntegerLowering(_PackedLowering):
         return self._blocks.linear(graph, x, layer)
 
     def activated(self, graph: GraphBuilder, x: str, layer: Linear, activation: Activation, is_gated: bool) -> str:
-        inner = self.linear(graph, x, layer)
-        name = f"{inner}.activated"
+        name = f"{layer.name}.activated"
         graph.node(
-            "ActivateQuantise",
-            [inner],
+            "MatMulBlocksActivate",
+            self._blocks.product(graph, x, layer),
             self._blocks.codes_of(name),
             domain=VORTA,
+            N=layer.weight.num_rows,
+            block=self._block,
+            multiple=self._block,
             activation=_ACTIVATION_CODES[activation],
             gated=int(is_gated),
-            multiple=self._block,
         )
         return name
 
     def norm(self, graph: GraphBuilder, layer: NormLayer, role: NormRole) -> tuple[str, str]:
-        weight = graph.constant(f"{layer.name}.weight", layer.weight)
-        if role == "output":
-            return PackedFloatLowering().norm(graph, layer, role)
-        if layer.is_rms:
-            delta = layer.delta or None
-            return self._blocks.norm(graph, layer.name, layer.residual, delta, weight, layer.epsilon)
-        total = layer.residual
-        outputs = [*self._blocks.codes_of(layer.name), layer.name if role == "stream" else ""]
-        if layer.delta and role == "inner":
-            total = f"{layer.name}.total"
-            outputs.append(total)
-        inputs = [layer.residual, weight, bias_of(graph, layer), layer.delta]
-        graph.node("LayerNormQuantise", inputs, outputs, domain=VORTA, multiple=self._block, epsilon=layer.epsilon)
+        sizes = {"rms": int(layer.is_rms), "epsilon": layer.epsilon, "multiple": self._block}
+        affine = norm_constants(graph, layer)
+        normed = "" if role == "inner" else layer.name
+        codes = ["", ""] if role == "output" else self._blocks.codes_of(layer.name)
+        if not layer.delta:
+            graph.node("Norm", [layer.residual, *affine], [normed, *codes], domain=VORTA, **sizes)
+            return layer.name, layer.residual
+        total = f"{layer.name}.total" if role == "inner" else ""
+        x, product = self._deltas.pop(layer.delta)
+        graph.node(
+            "MatMulBlocksNorm",
+            [*self._blocks.product(graph, x, product), layer.residual, *affine],
+            [normed, total, *codes],
+            domain=VORTA,
+            N=product.weight.num_rows,
+            block=self._block,
+            **sizes,
+        )
         return layer.name, total
 
 
-def bias_of(graph: GraphBuilder, layer: NormLayer) -> str:
-    """The norm's bias, or an empty name."""
-    return graph.constant(f"{layer.name}.bias", layer.bias) if layer.bias is not None else ""
+def norm_constants(graph: GraphBuilder, layer: NormLayer) -> list[str]:
+    """Names of the norm's weight and of its bias, which may be empty."""
+    bias = graph.constant(f"{layer.name}.bias", layer.bias) if layer.bias is not None else ""
+    return [graph.constant(f"{layer.name}.weight", layer.weight), bias]
 
 
-def rms_norm(graph: GraphBuilder, layer: NormLayer, weight: str) -> tuple[str, str]:
-    """An RMS norm through ONNX Runtime's operators, and its sum."""
-    if not layer.delta:
-        graph.node(
-            "SimplifiedLayerNormalization",
-            [layer.residual, weight],
-            [layer.name],
-            axis=-1,
-            epsilon=layer.epsilon,
-            stash_type=1,
-        )
-        return layer.name, layer.residual
-    total = f"{layer.name}.total"
-    graph.node(
-        "SkipSimplifiedLayerNormalization",
-        [layer.residual, layer.delta, weight],
-        [layer.name, "", "", total],
-        domain=MICROSOFT,
-        epsilon=layer.epsilon,
-    )
-    return layer.name, total
+def store_float_tiles(graph: GraphBuilder, matrix: Matrix) -> str:
+    """Stores a matrix [N, K] in the order of csrc/cpu/float_gemm.h, [tiles, K, 16]; returns its key."""
+    tiles = -(-matrix.num_rows // TILE)
+
+    def convert(rows: Float32Array) -> Float32Array:
+        whole = np.pad(rows, ((0, -len(rows) % TILE), (0, 0)))
+        return np.ascontiguousarray(whole.reshape(-1, TILE, rows.shape[1]).transpose(0, 2, 1))
+
+    shape = (tiles, matrix.num_columns * TILE)
+    return graph.store(f"{matrix.name}.tiles32", np.float32, shape, row_chunks(matrix, convert, multiple=TILE))

@@ -14,7 +14,7 @@ from vorta_server.compiler.encoder_lowering import EmbeddingLayer, NormLayer, No
 from vorta_server.compiler.encoder_spec import Activation
 from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
 from vorta_server.compiler.linear import Linear, LinearLowering, take_linear
-from vorta_server.compiler.packed import bias_of, rms_norm
+from vorta_server.compiler.packed import norm_constants
 
 __all__ = ["PaddedLowering"]
 
@@ -55,15 +55,18 @@ class PaddedLowering:
         return x
 
     def norm(self, graph: GraphBuilder, layer: NormLayer, role: NormRole) -> tuple[str, str]:
-        weight = graph.constant(f"{layer.name}.weight", layer.weight)
-        if layer.is_rms:
-            return rms_norm(graph, layer, weight)
         total = layer.residual
         if layer.delta:
             total = graph.node("Add", [layer.residual, layer.delta], [f"{layer.name}.total"])
-        inputs = [total, weight, bias_of(graph, layer)]
-        graph.node("LayerNormalization", inputs, [layer.name], axis=-1, epsilon=layer.epsilon)
+        inputs = [total, *norm_constants(graph, layer)]
+        if layer.is_rms:
+            rms_norm(graph, layer.name, inputs[:2], layer.epsilon)
+        else:
+            graph.node("LayerNormalization", inputs, [layer.name], axis=-1, epsilon=layer.epsilon)
         return layer.name, total
+
+    def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        return self.linear(graph, x, layer)
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
         return self._linears.linear(graph, x, layer)
@@ -131,14 +134,7 @@ class PaddedLowering:
         heads = graph.node("Reshape", [x, shape], [f"{x}.heads"])
         if norm is not None:
             weight = graph.constant(f"{x}.norm", norm)
-            heads = graph.node(
-                "SimplifiedLayerNormalization",
-                [heads, weight],
-                [f"{x}.normed"],
-                axis=-1,
-                epsilon=layer.epsilon,
-                stash_type=1,
-            )
+            heads = rms_norm(graph, f"{x}.normed", [heads, weight], layer.epsilon)
         heads = graph.node("Transpose", [heads], [f"{x}.by_head"], perm=[0, 2, 1, 3])
         if not is_rotated or layer.rope is None:
             return heads
@@ -202,3 +198,8 @@ def _split(layer: Linear, sizes: Sequence[int]) -> list[Linear]:
     return [
         take_linear(layer, f"{layer.name}.{index}", start, stop) for index, (start, stop) in enumerate(pairwise(bounds))
     ]
+
+
+def rms_norm(graph: GraphBuilder, name: str, inputs: Sequence[str], epsilon: float) -> str:
+    """An RMS norm over the last axis of inputs[0], times inputs[1]."""
+    return graph.node("SimplifiedLayerNormalization", inputs, [name], axis=-1, epsilon=epsilon, stash_type=1)

@@ -75,7 +75,7 @@ void score_many(const float* queries, int64_t rows, const float* keys, int64_t c
       const float* key = keys + (j + std::min(k, valid - 1)) * dim;
       for (int64_t i = 0; i < dim; ++i) packed[i * kLanes + k] = key[i];
     }
-    score_rows(queries, rows, packed, dim, scores + j);
+    score_rows(queries, dim, rows, packed, dim, scores + j);
   }
 }
 

@@ -10,23 +10,40 @@ constexpr float kNever = -1e30f;
 
 inline int64_t rounded_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-// scores[r, 0:16] = queries[r] . 16 keys, which lie as [dim, 16].
+// scores[r, 0:16] = queries[r] . 16 keys, which lie as [dim, 16]; queries are `stride` apart.
 template <int kRows>
-void score_tile(const float* queries, const float* packed, int64_t dim, float* scores) {
+void score_tile(const float* queries, int64_t stride, const float* packed, int64_t dim, float* scores) {
   Vec sums[kRows] = {};
   for (int64_t i = 0; i < dim; ++i) {
     const Vec keys = load(packed + i * kLanes);
-    for (int r = 0; r < kRows; ++r) sums[r] += keys * queries[r * dim + i];
+    for (int r = 0; r < kRows; ++r) sums[r] += keys * queries[r * stride + i];
   }
   for (int r = 0; r < kRows; ++r) store(scores + r * kKeyBlock, sums[r]);
 }
 
+#define VORTA_UP_TO_12(CASE) \
+  CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+
+// How many of the rows that are left go together: rather two halves than a full group and a few.
+inline int64_t next_rows(int64_t left, int64_t most) {
+  return left > most && left < 2 * most ? (left + 1) / 2 : (left < most ? left : most);
+}
+
 // The same for any number of rows.
-inline void score_rows(const float* queries, int64_t rows, const float* packed, int64_t dim, float* scores) {
-  int64_t r = 0;
-  for (; r + 12 <= rows; r += 12) score_tile<12>(queries + r * dim, packed, dim, scores + r * kKeyBlock);
-  for (; r + 4 <= rows; r += 4) score_tile<4>(queries + r * dim, packed, dim, scores + r * kKeyBlock);
-  for (; r < rows; ++r) score_tile<1>(queries + r * dim, packed, dim, scores + r * kKeyBlock);
+inline void score_rows(const float* queries, int64_t stride, int64_t rows, const float* packed, int64_t dim,
+                       float* scores) {
+  for (int64_t r = 0; r < rows;) {
+    const int64_t take = next_rows(rows - r, 12);
+    switch (take) {
+#define VORTA_SCORE(count)                                                               \
+  case count:                                                                            \
+    score_tile<count>(queries + r * stride, stride, packed, dim, scores + r * kKeyBlock); \
+    break;
+      VORTA_UP_TO_12(VORTA_SCORE)
+#undef VORTA_SCORE
+    }
+    r += take;
+  }
 }
 
 // sums[r, 0:16 kWidth] += weights[r, j] values[j, 0:16 kWidth]; values are `stride` apart.
@@ -48,13 +65,20 @@ void mix_tile(const float* weights, const float* values, int64_t stride, int64_t
 template <int kWidth>
 void mix_columns(const float* weights, int64_t rows, const float* values, int64_t stride, int64_t count, int64_t dim,
                  float* sums) {
-  constexpr int kTile = kWidth >= 4 ? 7 : 12;  // as many sums as leave registers for the rest
-  int64_t r = 0;
-  for (; r + kTile <= rows; r += kTile)
-    mix_tile<kTile, kWidth>(weights + r * kKeyBlock, values, stride, count, dim, sums + r * dim);
-  for (; r + 3 <= rows; r += 3)
-    mix_tile<3, kWidth>(weights + r * kKeyBlock, values, stride, count, dim, sums + r * dim);
-  for (; r < rows; ++r) mix_tile<1, kWidth>(weights + r * kKeyBlock, values, stride, count, dim, sums + r * dim);
+  constexpr int kTile = kWidth >= 4 ? 6 : 12;  // as many sums as leave registers for the rest
+  for (int64_t r = 0; r < rows;) {
+    const int64_t take = next_rows(rows - r, kTile);
+    switch (take) {
+#define VORTA_MIX(rows_)                                                                                             \
+  case rows_:                                                                                                        \
+    if constexpr (rows_ <= kTile)                                                                                    \
+      mix_tile<rows_, kWidth>(weights + r * kKeyBlock, values, stride, count, dim, sums + r * dim);                  \
+    break;
+      VORTA_UP_TO_12(VORTA_MIX)
+#undef VORTA_MIX
+    }
+    r += take;
+  }
 }
 
 // The same for rows and dim of any size.
@@ -80,7 +104,7 @@ inline void mix(const float* weights, int64_t rows, const float* values, int64_t
 inline void weigh(float* line, int64_t padded, float& top, float& mass, float* sums, int64_t dim, bool has_before) {
   Vec top_lanes = load(line);
   for (int64_t j = kLanes; j < padded; j += kLanes) top_lanes = maximum(top_lanes, load(line + j));
-  const float new_top = largest(top_lanes) > top ? largest(top_lanes) : top;
+  const float block_top = largest(top_lanes), new_top = block_top > top ? block_top : top;
   Vec added = Vec{};
   for (int64_t j = 0; j < padded; j += kLanes) {
     const Vec weight = exponential(load(line + j) - new_top);

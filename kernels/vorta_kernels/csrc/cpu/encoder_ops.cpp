@@ -1,15 +1,18 @@
 // Operators of text encoders in the domain "vorta"; encoder_ops.h says what "packed" means.
 //
-//   EmbedTokens        ids int32 [T], offsets int32 [B + 1], words [V, H]?, codes uint8 [V, P]?, scales [V, P / 32]?,
-//                      positions [L, H]?, types int32 [T]?, type_rows [., H]?       -> y [T, H]
-//   LayerNorm          residual [T, H], weight [H], bias [H]?, delta [T, H]?        -> normed [T, H], total [T, H]?
-//   LayerNormQuantise  the same                                                     -> codes, factor, normed?, total?
-//   Activate           x [T, N]                                                     -> y [T, N or N / 2]
-//   ActivateQuantise   x [T, N]                                                     -> codes, factor
-//   PackedAttention    qkv, offsets, cosines?, sines?, query_norm?, key_norm?, bias? -> y [T, heads * head_dim]
-//   MeanOfTexts        x [T, H], offsets                                            -> y [B, H]
+//   EmbedTokens           ids int32 [T], offsets int32 [B + 1], words [V, H]?, codes uint8 [V, P]?, scales [V, P / 32]?,
+//                         positions [L, H]?, types int32 [T]?, type_rows [., H]?  -> y [T, H]
+//   Norm                  x [T, H], weight [H], bias [H]?                   -> normed [T, H]?, codes?, factor?
+//   MatMulBlocksNorm      codes, factor, weights, scales, bias?, residual [T, H], weight [H], bias [H]?
+//                                                                           -> normed?, total?, codes?, factor?
+//   MatMulBlocksActivate  codes, factor, weights, scales, bias?             -> codes, factor
+//   MatMulTiles           x [T, K], weights [tiles, K, 16], bias?           -> y [T, N]
+//   MatMulTilesNorm       x, weights, bias?, residual, weight, bias?        -> normed, total?
+//   MatMulTilesActivate   x, weights, bias?                                 -> y [T, N or N / 2]
+//   PackedAttention       qkv, offsets, cosines?, sines?, query_norm?, key_norm?, bias?  -> y [T, heads * head_dim]
+//   MeanOfTexts           x [T, H], offsets                                  -> y [B, H]
 //
-// Words are floats, or 8-bit codes around 128 in blocks of 32 that share a scale. Codes and factors are those of ops.cpp.
+// Products are those of ops.cpp and product.h; `total` is residual + product, `normed` its norm. Words are floats, or 8-bit codes around 128 in blocks of 32 that share a scale. Codes and factors are those of ops.cpp.
 #include "encoder_ops.h"
 
 #include <algorithm>
@@ -17,6 +20,7 @@
 
 #include "op.h"
 #include "packed_attention.h"
+#include "product.h"
 #include "rows.h"
 
 namespace vorta {
@@ -90,133 +94,218 @@ struct EmbedTokens {
   int64_t size_, first_position_;
 };
 
-// The inputs of both layer norms.
-struct NormInputs {
-  explicit NormInputs(const Context& context)
-      : residual(context.input(0)), weight(context.input(1)), bias(context.input(2)), delta(context.input(3)) {}
-
-  bool fit() const {
-    return weight.columns() == residual.columns() && (!bias || bias.columns() == residual.columns()) &&
-           (!delta || delta.shape == residual.shape);
-  }
-
-  float norm(int64_t row, float epsilon, float* total, float* normed) const {
-    const int64_t size = residual.columns(), start = row * size;
-    return layer_norm_row(residual.floats() + start, delta ? delta.floats() + start : nullptr, weight.floats(),
-                          bias ? bias.floats() : nullptr, epsilon, size, total != nullptr ? total + start : normed,
-                          normed);
-  }
-
-  const Tensor residual, weight, bias, delta;
-};
-
-struct LayerNorm {
-  static constexpr const char* kName = "LayerNorm";
-  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
-  static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat};
+struct Norm {
+  static constexpr const char* kName = "Norm";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat, ort::kInt8, ort::kFloat};
   static constexpr size_t kNumRequired = 2;
 
-  explicit LayerNorm(const Attributes& attributes) : epsilon_(attributes.number("epsilon")) {}
+  explicit Norm(const Attributes& attributes)
+      : multiple_(attributes.integer("multiple")),
+        epsilon_(attributes.number("epsilon")),
+        is_rms_(attributes.integer("rms") != 0) {}
 
   ort::Status* compute(const Context& context) const {
-    const NormInputs inputs(context);
-    if (!inputs.fit()) return context.refuse("LayerNorm: inputs differ in shape");
-    const int64_t rows = inputs.residual.rows(), size = inputs.residual.columns();
-    auto* normed = static_cast<float*>(context.output(0, inputs.residual.shape));
-    auto* total = static_cast<float*>(context.output(1, inputs.residual.shape));
-    context.for_each(rows, rows * size,
-                     [&](int64_t row) { inputs.norm(row, epsilon_, total, normed + row * size); });
-    return nullptr;
-  }
-
-  float epsilon_;
-};
-
-struct LayerNormQuantise {
-  static constexpr const char* kName = "LayerNormQuantise";
-  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
-  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat, ort::kFloat, ort::kFloat};
-  static constexpr size_t kNumRequired = 2;
-
-  explicit LayerNormQuantise(const Attributes& attributes)
-      : multiple_(attributes.integer("multiple")), epsilon_(attributes.number("epsilon")) {}
-
-  ort::Status* compute(const Context& context) const {
-    const NormInputs inputs(context);
-    if (!inputs.fit()) return context.refuse("LayerNormQuantise: inputs differ in shape");
-    const int64_t rows = inputs.residual.rows(), size = inputs.residual.columns();
-    const CodesAndFactors out(context, inputs.residual.shape, multiple_);
-    auto* normed = static_cast<float*>(context.output(2, inputs.residual.shape));
-    auto* total = static_cast<float*>(context.output(3, inputs.residual.shape));
+    const Tensor x = context.input(0), weight = context.input(1), bias = context.input(2);
+    const int64_t rows = x.rows(), size = x.columns();
+    if (weight.columns() != size || (bias && bias.columns() != size))
+      return context.refuse("Norm: inputs differ in shape");
+    auto* normed = static_cast<float*>(context.output(0, x.shape));
+    const CodesAndFactors out(context, x.shape, multiple_, 1);
     context.for_each(rows, rows * size, [&](int64_t row) {
       float* to = normed != nullptr ? normed + row * size : thread_scratch(size);
-      const float top = inputs.norm(row, epsilon_, total, to);
-      out.factors[row] = quantise_row_below(to, top, size, out.padded, out.codes + row * out.padded);
+      const float top = norm_row(is_rms_, x.floats() + row * size, nullptr, weight.floats(), bias.floats(), epsilon_,
+                                 size, to, to);
+      if (out.codes != nullptr)
+        out.factors[row] = quantise_row_below(to, top, size, out.padded, out.codes + row * out.padded);
     });
     return nullptr;
   }
 
   int64_t multiple_;
   float epsilon_;
+  bool is_rms_;
 };
 
-// A row of twice the size is gated: its first half is activated, its second a factor.
-struct Activate {
-  static constexpr const char* kName = "Activate";
-  static constexpr int kInputs[] = {ort::kFloat};
-  static constexpr int kOutputs[] = {ort::kFloat};
-  static constexpr size_t kNumRequired = 1;
+// What is done to a product's rows: activation(row), or of a row of twice the size its first half's activation times the
+// second half.
+struct ActivationOf {
+  explicit ActivationOf(const Attributes& attributes)
+      : activation(static_cast<Activation>(attributes.integer("activation"))),
+        is_gated(attributes.integer("gated") != 0) {}
 
-  explicit Activate(const Attributes& attributes)
-      : activation_(static_cast<Activation>(attributes.integer("activation"))),
-        is_gated_(attributes.integer("gated") != 0) {}
+  int64_t size(int64_t width) const { return is_gated ? width / 2 : width; }
 
-  ort::Status* compute(const Context& context) const {
-    const Tensor x = context.input(0);
-    const int64_t rows = x.rows(), width = x.columns(), size = is_gated_ ? width / 2 : width;
-    std::vector<int64_t> shape = x.shape;
-    shape.back() = size;
-    auto* out = static_cast<float*>(context.output(0, shape));
-    context.for_each(rows, rows * size, [&](int64_t row) {
-      const float* from = x.floats() + row * width;
-      activate_row(activation_, from, is_gated_ ? from + size : nullptr, size, out + row * size);
-    });
-    return nullptr;
+  float apply(const float* row, int64_t width, float* out) const {
+    return activate_row(activation, row, is_gated ? row + size(width) : nullptr, size(width), out);
   }
 
-  Activation activation_;
-  bool is_gated_;
+  Activation activation;
+  bool is_gated;
 };
 
-struct ActivateQuantise {
-  static constexpr const char* kName = "ActivateQuantise";
-  static constexpr int kInputs[] = {ort::kFloat};
+struct MatMulBlocksActivate {
+  static constexpr const char* kName = "MatMulBlocksActivate";
+  static constexpr int kInputs[] = {ort::kInt8, ort::kFloat, ort::kUint8, ort::kFloat, ort::kFloat};
   static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat};
-  static constexpr size_t kNumRequired = 1;
+  static constexpr size_t kNumRequired = 4;
 
-  explicit ActivateQuantise(const Attributes& attributes)
-      : activation_(static_cast<Activation>(attributes.integer("activation"))),
-        is_gated_(attributes.integer("gated") != 0),
+  explicit MatMulBlocksActivate(const Attributes& attributes)
+      : activation_(attributes),
+        block_(attributes.integer("block")),
+        num_outputs_(attributes.integer("N")),
         multiple_(attributes.integer("multiple")) {}
 
   ort::Status* compute(const Context& context) const {
-    const Tensor x = context.input(0);
-    const int64_t rows = x.rows(), width = x.columns(), size = is_gated_ ? width / 2 : width;
-    std::vector<int64_t> shape = x.shape;
+    BlockProduct product(context, num_outputs_);
+    if (!product.fits(block_, 8)) return context.refuse("MatMulBlocksActivate: inputs do not fit each other");
+    const int64_t size = activation_.size(num_outputs_);
+    std::vector<int64_t> shape = product.x.shape;
     shape.back() = size;
     const CodesAndFactors out(context, shape, multiple_);
-    context.for_each(rows, rows * size, [&](int64_t row) {
-      const float* from = x.floats() + row * width;
-      float* scratch = thread_scratch(size);
-      const float top = activate_row(activation_, from, is_gated_ ? from + size : nullptr, size, scratch);
-      out.factors[row] = quantise_row_below(scratch, top, size, out.padded, out.codes + row * out.padded);
+    compute_product(context, product, nullptr, [&](int64_t row, float* values) {
+      const float top = activation_.apply(values, num_outputs_, values);
+      out.factors[row] = quantise_row_below(values, top, size, out.padded, out.codes + row * out.padded);
     });
     return nullptr;
   }
 
-  Activation activation_;
-  bool is_gated_;
-  int64_t multiple_;
+  ActivationOf activation_;
+  int64_t block_, num_outputs_, multiple_;
+};
+
+struct MatMulTiles {
+  static constexpr const char* kName = "MatMulTiles";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit MatMulTiles(const Attributes& attributes) : num_outputs_(attributes.integer("N")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const TileProduct product(context, num_outputs_);
+    if (!product.fits()) return context.refuse("MatMulTiles: inputs do not fit each other");
+    std::vector<int64_t> shape = product.x.shape;
+    shape.back() = num_outputs_;
+    compute_product(context, product, static_cast<float*>(context.output(0, shape)), [](int64_t, float*) {});
+    return nullptr;
+  }
+
+  int64_t num_outputs_;
+};
+
+struct MatMulTilesActivate {
+  static constexpr const char* kName = "MatMulTilesActivate";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit MatMulTilesActivate(const Attributes& attributes)
+      : activation_(attributes), num_outputs_(attributes.integer("N")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const TileProduct product(context, num_outputs_);
+    if (!product.fits()) return context.refuse("MatMulTilesActivate: inputs do not fit each other");
+    const int64_t size = activation_.size(num_outputs_);
+    std::vector<int64_t> shape = product.x.shape;
+    shape.back() = size;
+    auto* out = static_cast<float*>(context.output(0, shape));
+    compute_product(context, product, nullptr,
+                    [&](int64_t row, float* values) { activation_.apply(values, num_outputs_, out + row * size); });
+    return nullptr;
+  }
+
+  ActivationOf activation_;
+  int64_t num_outputs_;
+};
+
+// The norm of residual + a product's row. The inputs begin at `first`: residual, weight, bias?.
+struct NormOfSum {
+  NormOfSum(const Context& context, size_t first, float epsilon, bool is_rms)
+      : residual(context.input(first)), weight(context.input(first + 1)), bias(context.input(first + 2)),
+        epsilon(epsilon), is_rms(is_rms) {}
+
+  bool fits(int64_t rows, int64_t size) const {
+    return residual.rows() == rows && residual.columns() == size && weight.columns() == size &&
+           (!bias || bias.columns() == size);
+  }
+
+  float apply(int64_t row, const float* values, int64_t size, float* total, float* normed) const {
+    return norm_row(is_rms, residual.floats() + row * size, values, weight.floats(), bias.floats(), epsilon, size, total,
+                    normed);
+  }
+
+  const Tensor residual, weight, bias;
+  float epsilon;
+  bool is_rms;
+};
+
+struct MatMulBlocksNorm {
+  static constexpr const char* kName = "MatMulBlocksNorm";
+  static constexpr int kInputs[] = {ort::kInt8,  ort::kFloat, ort::kUint8, ort::kFloat,
+                                    ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat, ort::kInt8, ort::kFloat};
+  static constexpr size_t kNumRequired = 4;
+
+  explicit MatMulBlocksNorm(const Attributes& attributes)
+      : block_(attributes.integer("block")),
+        num_outputs_(attributes.integer("N")),
+        multiple_(attributes.integer("multiple")),
+        epsilon_(attributes.number("epsilon")),
+        is_rms_(attributes.integer("rms") != 0) {}
+
+  ort::Status* compute(const Context& context) const {
+    BlockProduct product(context, num_outputs_);
+    const NormOfSum norm(context, 5, epsilon_, is_rms_);
+    const int64_t size = num_outputs_;
+    if (!product.fits(block_, 8) || !norm.fits(product.rows, size))
+      return context.refuse("MatMulBlocksNorm: inputs do not fit each other");
+    const std::vector<int64_t> shape = norm.residual.shape;
+    auto* normed = static_cast<float*>(context.output(0, shape));
+    auto* total = static_cast<float*>(context.output(1, shape));
+    const CodesAndFactors out(context, shape, multiple_, 2);
+    compute_product(context, product, nullptr, [&](int64_t row, float* values) {
+      float* to = normed != nullptr ? normed + row * size : thread_scratch(size);
+      const float top = norm.apply(row, values, size, total != nullptr ? total + row * size : values, to);
+      if (out.codes != nullptr)
+        out.factors[row] = quantise_row_below(to, top, size, out.padded, out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  int64_t block_, num_outputs_, multiple_;
+  float epsilon_;
+  bool is_rms_;
+};
+
+struct MatMulTilesNorm {
+  static constexpr const char* kName = "MatMulTilesNorm";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat};
+  static constexpr size_t kNumRequired = 2;
+
+  explicit MatMulTilesNorm(const Attributes& attributes)
+      : num_outputs_(attributes.integer("N")),
+        epsilon_(attributes.number("epsilon")),
+        is_rms_(attributes.integer("rms") != 0) {}
+
+  ort::Status* compute(const Context& context) const {
+    const TileProduct product(context, num_outputs_);
+    const NormOfSum norm(context, 3, epsilon_, is_rms_);
+    const int64_t size = num_outputs_;
+    if (!product.fits() || !norm.fits(product.rows, size))
+      return context.refuse("MatMulTilesNorm: inputs do not fit each other");
+    auto* normed = static_cast<float*>(context.output(0, norm.residual.shape));
+    auto* total = static_cast<float*>(context.output(1, norm.residual.shape));
+    compute_product(context, product, nullptr, [&](int64_t row, float* values) {
+      norm.apply(row, values, size, total != nullptr ? total + row * size : values, normed + row * size);
+    });
+    return nullptr;
+  }
+
+  int64_t num_outputs_;
+  float epsilon_;
+  bool is_rms_;
 };
 
 struct PackedAttentionOp {
@@ -302,8 +391,10 @@ struct MeanOfTexts {
 }  // namespace
 
 std::vector<ort::CustomOp> encoder_ops() {
-  return {describe<EmbedTokens>(),      describe<LayerNorm>(),         describe<LayerNormQuantise>(),
-          describe<Activate>(),         describe<ActivateQuantise>(),  describe<PackedAttentionOp>(),
+  return {describe<EmbedTokens>(),      describe<Norm>(),
+          describe<MatMulBlocksNorm>(), describe<MatMulBlocksActivate>(),
+          describe<MatMulTiles>(),      describe<MatMulTilesNorm>(),
+          describe<MatMulTilesActivate>(), describe<PackedAttentionOp>(),
           describe<MeanOfTexts>()};
 }
 

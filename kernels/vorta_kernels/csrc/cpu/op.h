@@ -132,12 +132,13 @@ inline float* thread_scratch(int64_t size) {
 
 // The outputs that all quantising operators have.
 struct CodesAndFactors {
-  CodesAndFactors(const Context& context, std::vector<int64_t> shape, int64_t multiple) {
-    padded = (shape.back() + multiple - 1) / multiple * multiple;
+  // They are the outputs `first` and the one behind it; null where the graph has no use for them.
+  CodesAndFactors(const Context& context, std::vector<int64_t> shape, int64_t multiple, size_t first = 0) {
+    padded = multiple > 0 ? (shape.back() + multiple - 1) / multiple * multiple : shape.back();
     shape.back() = padded;
-    codes = static_cast<int8_t*>(context.output(0, shape));
+    codes = static_cast<int8_t*>(context.output(first, shape));
     shape.back() = 1;
-    factors = static_cast<float*>(context.output(1, shape));
+    factors = static_cast<float*>(context.output(first + 1, shape));
   }
 
   int64_t padded;
@@ -165,9 +166,7 @@ ort::CustomOp describe() {
   op.get_input_characteristic = [](const ort::CustomOp*, size_t index) -> int {
     return index < Op::kNumRequired ? ort::kRequired : ort::kOptional;
   };
-  op.get_output_characteristic = [](const ort::CustomOp*, size_t index) -> int {
-    return index == 0 ? ort::kRequired : ort::kOptional;
-  };
+  op.get_output_characteristic = [](const ort::CustomOp*, size_t) -> int { return ort::kOptional; };
   op.get_input_memory_type = [](const ort::CustomOp*, size_t) { return 0; };
   op.get_variadic_input_min_arity = [](const ort::CustomOp*) { return 1; };
   op.get_variadic_input_homogeneity = [](const ort::CustomOp*) { return 1; };

@@ -14,8 +14,8 @@
 
 #include "attention.h"
 #include "encoder_ops.h"
-#include "gemm.h"
 #include "op.h"
+#include "product.h"
 #include "rows.h"
 
 #pragma GCC visibility push(hidden)
@@ -111,40 +111,14 @@ struct MatMulBlocks {
         num_outputs_(attributes.integer("N")) {}
 
   ort::Status* compute(const Context& context) const {
-    const Tensor x = context.input(0), factors = context.input(1), codes = context.input(2),
-                 scales = context.input(3), bias = context.input(4);
-    const int64_t rows = x.rows(), size = x.columns();
-    const int64_t tiles = (num_outputs_ + kTile - 1) / kTile;
-    if (size % block_ != 0 || codes.rows() * codes.columns() != tiles * kTile * size * bits_ / 8 ||
-        scales.rows() * scales.columns() != tiles * kTile * (size / block_))
+    BlockProduct product(context, num_outputs_);
+    if (!product.fits(block_, bits_))
       return context.refuse("MatMulBlocks: codes, weights and scales do not fit each other");
-    std::vector<int64_t> shape = x.shape;
+    std::vector<int64_t> shape = product.x.shape;
     shape.back() = num_outputs_;
-    auto* out = static_cast<float*>(context.output(0, shape));
-    const auto* rows_codes = static_cast<const int8_t*>(x.data);
-    static thread_local std::vector<int32_t> memory;
-    memory.resize(std::max<size_t>(memory.size(), rows * (size / block_)));
-    int32_t* sums = memory.data();
-    const int64_t row_group = 16;
-    context.for_each((rows + row_group - 1) / row_group, rows * size / 8, [&](int64_t index) {
-      const int64_t first = index * row_group, count = std::min(row_group, rows - first);
-      sum_blocks(rows_codes + first * size, count, size, block_, sums + first * (size / block_));
-    });
-    const BlockWeights weights{static_cast<const uint8_t*>(codes.data), scales.floats(), bias.floats(), num_outputs_,
-                               size, block_, bits_};
-    // Pieces of about equal work, small enough that a thread which is held up leaves the rest to the others.
-    const int64_t tile_work = rows * size * kTile;
-    // Some tiles side by side, where rows are many: their outputs then share lines and pages.
-    const int64_t per_piece = std::max<int64_t>(rows < 32 ? 1 : 4, kPieceWork / std::max<int64_t>(1, tile_work));
-    const int64_t pieces = (tiles + per_piece - 1) / per_piece;
-    context.share(pieces, tiles * tile_work / 64, [&](int64_t piece) {
-      const int64_t first = piece * per_piece;
-      multiply(rows_codes, factors.floats(), sums, rows, weights, first, std::min(first + per_piece, tiles), out);
-    });
+    compute_product(context, product, static_cast<float*>(context.output(0, shape)), [](int64_t, float*) {});
     return nullptr;
   }
-
-  static constexpr int64_t kPieceWork = 2 << 20;  // multiplications: some 10 us
 
   int bits_;
   int64_t block_, num_outputs_;

@@ -7,24 +7,24 @@
 namespace vorta {
 namespace {
 
-constexpr int64_t kQueryRows = 96;  // (query, head) pairs of a block of queries, about
+constexpr int64_t kQueryRows = 48;  // (query, head) pairs of a block of queries, about
 
 inline float* scratch(std::vector<float>& memory, int64_t size) {
   if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
   return memory.data();
 }
 
-// packed[i, k] = keys[k][i] for 16 keys of `dim` numbers.
-void transpose_keys(const float* const keys[kLanes], int64_t dim, float* packed) {
+// packed[i, k] = scale keys[k][i] for 16 keys of `dim` numbers.
+void transpose_keys(const float* const keys[kLanes], int64_t dim, float scale, float* packed) {
   int64_t i = 0;
   for (; i + kLanes <= dim; i += kLanes) {
     Vec rows[kLanes];
     for (int k = 0; k < kLanes; ++k) rows[k] = load(keys[k] + i);
     transpose(rows);
-    for (int k = 0; k < kLanes; ++k) store(packed + (i + k) * kLanes, rows[k]);
+    for (int k = 0; k < kLanes; ++k) store(packed + (i + k) * kLanes, rows[k] * scale);
   }
   for (; i < dim; ++i)
-    for (int k = 0; k < kLanes; ++k) packed[i * kLanes + k] = keys[k][i];
+    for (int k = 0; k < kLanes; ++k) packed[i * kLanes + k] = keys[k][i] * scale;
 }
 
 }  // namespace
@@ -45,7 +45,7 @@ int64_t PackedAttention::queries_per_block() const {
   return std::max<int64_t>(1, kQueryRows / (shape_.num_heads / shape_.num_kv_heads));
 }
 
-void PackedAttention::prepare(const float* x, const float* norm, int64_t position, float scale, float* to) const {
+void PackedAttention::prepare(const float* x, const float* norm, int64_t position, float* to) const {
   const int64_t dim = shape_.head_dim, half = dim / 2;
   if (norm != nullptr) {
     float squares = 0.0f;
@@ -55,14 +55,14 @@ void PackedAttention::prepare(const float* x, const float* norm, int64_t positio
     x = to;
   }
   if (data_.cosines == nullptr) {
-    for (int64_t i = 0; i < dim; ++i) to[i] = x[i] * scale;
+    if (x != to) std::copy(x, x + dim, to);
     return;
   }
   const float *cosines = data_.cosines + position * half, *sines = data_.sines + position * half;
   for (int64_t i = 0; i < half; ++i) {
     const float first = x[i], second = x[i + half];
-    to[i] = (first * cosines[i] - second * sines[i]) * scale;
-    to[i + half] = (second * cosines[i] + first * sines[i]) * scale;
+    to[i] = first * cosines[i] - second * sines[i];
+    to[i + half] = second * cosines[i] + first * sines[i];
   }
 }
 
@@ -76,22 +76,27 @@ void PackedAttention::attend(int64_t piece) const {
   const float* text = data_.qkv + block.start * width;
   const float* keys = text + (shape_.num_heads + head) * dim;
   const float* values = text + (shape_.num_heads + shape_.num_kv_heads + head) * dim;
-  const bool is_plain = data_.key_norm == nullptr && data_.cosines == nullptr;
+  const bool is_plain = data_.key_norm == nullptr && data_.query_norm == nullptr && data_.cosines == nullptr;
 
   static thread_local std::vector<float> memory;
-  float* queries = scratch(memory, rows * dim * 2 + rows * kKeyBlock + 2 * dim * kLanes + 2 * rows);
-  float* sums = queries + rows * dim;
+  float* sums = scratch(memory, rows * dim * 2 + rows * kKeyBlock + 2 * dim * kLanes + 2 * rows);
   float* scores = sums + rows * dim;
   float* packed = scores + rows * kKeyBlock;
   float* prepared = packed + dim * kLanes;
   float* tops = prepared + dim * kLanes;
   float* masses = tops + rows;
-  for (int64_t query = 0; query < num_queries; ++query)
-    for (int64_t member = 0; member < group; ++member) {
-      const int64_t position = block.first + query;
-      prepare(text + position * width + (head * group + member) * dim, data_.query_norm, position, shape_.scale,
-              queries + (query * group + member) * dim);
+  // Queries are read where they lie, unless something is to be done to them or several heads share the keys.
+  const float* queries = text + block.first * width + head * dim;
+  int64_t stride = width;
+  if (!is_plain || group > 1) {
+    float* own = masses + rows;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t position = block.first + r / group;
+      prepare(text + position * width + (head * group + r % group) * dim, data_.query_norm, position, own + r * dim);
     }
+    queries = own;
+    stride = dim;
+  }
   std::fill(sums, sums + rows * dim, 0.0f);
   std::fill(tops, tops + rows, kNever);
   std::fill(masses, masses + rows, 0.0f);
@@ -109,11 +114,11 @@ void PackedAttention::attend(int64_t piece) const {
         const int64_t position = begin + std::min(j + k, count - 1);
         sixteen[k] = keys + position * width;
         if (is_plain) continue;
-        prepare(sixteen[k], data_.key_norm, position, 1.0f, prepared + k * dim);
+        prepare(sixteen[k], data_.key_norm, position, prepared + k * dim);
         sixteen[k] = prepared + k * dim;
       }
-      transpose_keys(sixteen, dim, packed);
-      score_rows(queries, rows, packed, dim, scores + j);
+      transpose_keys(sixteen, dim, shape_.scale, packed);
+      score_rows(queries, stride, rows, packed, dim, scores + j);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = block.first + r / group;

@@ -48,8 +48,8 @@ class PackedAttention {
     int64_t first;          // the block's first query in it
   };
 
-  // to = the head's vector at this position, normed and rotated as the shape wants, times scale.
-  void prepare(const float* x, const float* norm, int64_t position, float scale, float* to) const;
+  // to = the head's vector at this position, normed and rotated as the data wants.
+  void prepare(const float* x, const float* norm, int64_t position, float* to) const;
   int64_t queries_per_block() const;
 
   PackedAttentionShape shape_;

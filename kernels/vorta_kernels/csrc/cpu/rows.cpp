@@ -163,8 +163,8 @@ float gate_quantise_row(const float* gate, const float* up, int64_t size, int64_
   return write_codes(scratch, size, padded, largest(top), codes);
 }
 
-float layer_norm_row(const float* residual, const float* delta, const float* weight, const float* bias, float epsilon,
-                     int64_t size, float* total, float* normed) {
+float norm_row(bool is_rms, const float* residual, const float* delta, const float* weight, const float* bias,
+               float epsilon, int64_t size, float* total, float* normed) {
   Vec lanes = Vec{};
   by_vectors(size, [&](int64_t i, int64_t count) {
     Vec value = load_part(residual + i, count);
@@ -172,7 +172,7 @@ float layer_norm_row(const float* residual, const float* delta, const float* wei
     store_part(total + i, value, count);
     lanes += value;
   });
-  const float mean = sum(lanes) / static_cast<float>(size);
+  const float mean = is_rms ? 0.0f : sum(lanes) / static_cast<float>(size);
   Vec squares = Vec{};
   by_vectors(size, [&](int64_t i, int64_t count) {
     const Vec value = (count == kLanes ? load(total + i) : load_rest(total + i, count, mean)) - mean;

@@ -18,14 +18,14 @@ float add_norm_quantise_row(const float* residual, const float* delta, const flo
 // Likewise with max|x| known.
 float quantise_row_below(const float* x, float top, int64_t size, int64_t padded, int8_t* codes);
 
-// total = residual + delta (null for none); normed = (total - its mean) / its deviation * weight + bias (null for none).
-// Returns max|normed|. `total` and `normed` may be the same memory.
-float layer_norm_row(const float* residual, const float* delta, const float* weight, const float* bias, float epsilon,
-                     int64_t size, float* total, float* normed);
+// total = residual + delta (null for none); normed = (total - its mean) / its deviation * weight + bias (null for none), or
+// as an RMS norm with nothing taken off. Returns max|normed|. `total` may be the memory of `delta` or of `normed`.
+float norm_row(bool is_rms, const float* residual, const float* delta, const float* weight, const float* bias,
+               float epsilon, int64_t size, float* total, float* normed);
 
 enum class Activation : int64_t { kGelu = 0, kGeluTanh = 1, kRelu = 2, kSilu = 3 };
 
-// out = activation(x), times factor where it is not null. Returns max|out|.
+// out = activation(x), times factor where it is not null. Returns max|out|. `out` may be the memory of `x`.
 float activate_row(Activation activation, const float* x, const float* factor, int64_t size, float* out);
 
 // The codes of silu(gate) * up. Scratch [size].

@@ -1,0 +1,124 @@
+// How a product of many rows is shared among threads, and what is done to its rows while they are at hand.
+//
+// Many rows: each piece of work is some rows and all outputs, so that what follows (a norm, an activation, codes) reads
+// them from the caches. Few rows: a piece is some outputs of all rows, and what follows comes after all of them. The
+// arithmetic of a row is the same in both.
+#pragma once
+
+#include <algorithm>
+
+#include "float_gemm.h"
+#include "gemm.h"
+#include "op.h"
+
+namespace vorta {
+
+constexpr int64_t kManyRows = 96;
+constexpr int64_t kPieceRows = 24;          // two groups of what the kernels take at once
+constexpr int64_t kPieceWork = 2 << 20;     // multiplications of a piece by outputs: some 10 us
+constexpr int64_t kCachedBytes = 24 << 10;  // weights that stay in the first cache while rows meet them
+
+// Memory of the calling thread, one for each use.
+template <int kUse, typename Element>
+Element* scratch_of(int64_t size) {
+  static thread_local std::vector<Element> memory;
+  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+// 8-bit rows with a factor each and weights in blocks.
+struct BlockProduct {
+  BlockProduct(const Context& context, int64_t num_outputs)
+      : x(context.input(0)), factors(context.input(1)), codes(context.input(2)), scales(context.input(3)),
+        bias(context.input(4)), rows(x.rows()), num_outputs(num_outputs) {}
+
+  // Checks the shapes; `bits` is 4 or 8.
+  bool fits(int64_t block, int bits) {
+    const int64_t size = x.columns(), tiles = num_tiles();
+    if (size % block != 0 || codes.rows() * codes.columns() != tiles * kTile * size * bits / 8 ||
+        scales.rows() * scales.columns() != tiles * kTile * (size / block) || factors.rows() != rows)
+      return false;
+    weights = {static_cast<const uint8_t*>(codes.data), scales.floats(), bias.floats(), num_outputs, size, block, bits};
+    return true;
+  }
+
+  int64_t num_tiles() const { return (num_outputs + kTile - 1) / kTile; }
+  int64_t tile_bytes() const { return kTile * weights.num_inputs * weights.bits / 8; }
+  int64_t work_of_tile() const { return kTile * weights.num_inputs; }
+
+  // What a thread needs beside x to multiply these rows: the sums of their blocks.
+  const int32_t* prepare(int64_t first, int64_t count) const {
+    const int64_t blocks = weights.num_inputs / weights.block;
+    int32_t* sums = scratch_of<0, int32_t>(count * blocks);
+    sum_blocks(row(first), count, weights.num_inputs, weights.block, sums);
+    return sums;
+  }
+
+  void multiply_rows(int64_t first, int64_t count, const int32_t* sums, int64_t tile, int64_t end, float* out) const {
+    multiply(row(first), factors.floats() + first, sums, count, weights, tile, end, out);
+  }
+
+  const int8_t* row(int64_t index) const { return static_cast<const int8_t*>(x.data) + index * weights.num_inputs; }
+
+  const Tensor x, factors, codes, scales, bias;
+  const int64_t rows, num_outputs;
+  BlockWeights weights{};
+};
+
+// Rows and weights of floats.
+struct TileProduct {
+  TileProduct(const Context& context, int64_t num_outputs)
+      : x(context.input(0)), values(context.input(1)), bias(context.input(2)), rows(x.rows()), num_outputs(num_outputs) {
+    weights = {values.floats(), bias.floats(), num_outputs, x.columns()};
+  }
+
+  bool fits() const {
+    return values.rows() * values.columns() == num_tiles() * kTile * x.columns() &&
+           (!bias || bias.columns() == num_outputs);
+  }
+
+  int64_t num_tiles() const { return (num_outputs + kTile - 1) / kTile; }
+  int64_t tile_bytes() const { return kTile * weights.num_inputs * 4; }
+  int64_t work_of_tile() const { return kTile * weights.num_inputs * 4; }
+  const int32_t* prepare(int64_t, int64_t) const { return nullptr; }
+
+  void multiply_rows(int64_t first, int64_t count, const int32_t*, int64_t tile, int64_t end, float* out) const {
+    multiply(x.floats() + first * weights.num_inputs, count, weights, tile, end, out);
+  }
+
+  const Tensor x, values, bias;
+  const int64_t rows, num_outputs;
+  TileWeights weights{};
+};
+
+// Computes the product and calls finish(row, values) for every row. The values go to `out` [rows, num_outputs], or where
+// that is null to memory that is used again.
+template <typename Product, typename Finish>
+void compute_product(const Context& context, const Product& product, float* out, const Finish& finish) {
+  const int64_t rows = product.rows, outputs = product.num_outputs, tiles = product.num_tiles();
+  const int64_t work = rows * tiles * product.work_of_tile() / 64;
+  if (rows >= kManyRows) {
+    const int64_t step = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, product.tile_bytes()));
+    context.share((rows + kPieceRows - 1) / kPieceRows, work, [&](int64_t piece) {
+      const int64_t first = piece * kPieceRows, count = std::min(kPieceRows, rows - first);
+      float* values = out != nullptr ? out + first * outputs : scratch_of<1, float>(kPieceRows * outputs);
+      const int32_t* sums = product.prepare(first, count);
+      for (int64_t tile = 0; tile < tiles; tile += step)
+        product.multiply_rows(first, count, sums, tile, std::min(tile + step, tiles), values);
+      for (int64_t row = 0; row < count; ++row) finish(first + row, values + row * outputs);
+    });
+    return;
+  }
+  float* values = out != nullptr ? out : scratch_of<2, float>(rows * outputs);
+  const int32_t* sums = product.prepare(0, rows);
+  // Pieces of about equal work, small enough that a thread which is held up leaves the rest to the others.
+  const int64_t per_piece =
+      std::max<int64_t>(rows < 32 ? 1 : 4, kPieceWork / std::max<int64_t>(1, rows * product.work_of_tile()));
+  context.share((tiles + per_piece - 1) / per_piece, work, [&](int64_t piece) {
+    const int64_t first = piece * per_piece;
+    product.multiply_rows(0, rows, sums, first, std::min(first + per_piece, tiles), values);
+  });
+  context.for_each(rows, rows * outputs, [&](int64_t row) { finish(row, values + row * outputs); });
+}
+
+}  // namespace vorta
