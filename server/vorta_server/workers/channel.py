@@ -12,26 +12,36 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
 from vorta import errors
 from vorta_server.engine.request import Event, Failure, Finished, FinishReason
+from vorta_server.vectors.operation import Operation, Result
 from vorta_server.workers.protocol import (
+    CallMessage,
+    CallReply,
     Cancel,
+    CancelCall,
     Detokenize,
     DetokenizeReply,
     Drain,
+    Embed,
+    EmbedReply,
     FrameBuffer,
     FrontMessage,
     Hello,
     Prompt,
+    Score,
+    ScoreReply,
     Stats,
     Step,
     Submit,
     Tokenize,
     TokenizeReply,
+    VectorCall,
+    VectorReply,
     decode_worker_message,
     encode,
 )
@@ -49,6 +59,8 @@ EventSink = Callable[[Event], None]
 WORKER_DIED_RETRY_DELAY_S = 1.0
 
 _WRITE_HIGH_WATER_BYTES = 64 * 1024 * 1024
+
+_R = TypeVar("_R", TokenizeReply, DetokenizeReply, EmbedReply, ScoreReply, VectorReply)
 
 
 class WorkerChannel(asyncio.Protocol):
@@ -73,7 +85,7 @@ class WorkerChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._frames = FrameBuffer()
         self._sinks: dict[str, EventSink] = {}
-        self._calls: dict[int, asyncio.Future[TokenizeReply | DetokenizeReply]] = {}
+        self._calls: dict[int, asyncio.Future[CallReply]] = {}
         self._call_ids = itertools.count(1)
         self._is_writing_paused = False
 
@@ -113,20 +125,30 @@ class WorkerChannel(asyncio.Protocol):
 
     async def tokenize(self, prompt: Prompt) -> TokenizeReply:
         """The tokens of a prompt. Raises the worker's failure, or `Unavailable` when it dies."""
-        call_id = next(self._call_ids)
-        reply = await self._call(call_id, Tokenize(call_id=call_id, prompt=prompt))
-        if not isinstance(reply, TokenizeReply):
-            raise errors.Internal("the worker answered another question")
-        return reply
+        return await self._call(Tokenize(call_id=next(self._call_ids), prompt=prompt), TokenizeReply)
 
     async def detokenize(self, token_ids: list[int], *, skip_special_tokens: bool) -> DetokenizeReply:
         """The text of tokens. Raises the worker's failure, or `Unavailable` when it dies."""
-        call_id = next(self._call_ids)
-        message = Detokenize(call_id=call_id, token_ids=token_ids, skip_special_tokens=skip_special_tokens)
-        reply = await self._call(call_id, message)
-        if not isinstance(reply, DetokenizeReply):
-            raise errors.Internal("the worker answered another question")
-        return reply
+        message = Detokenize(call_id=next(self._call_ids), token_ids=token_ids, skip_special_tokens=skip_special_tokens)
+        return await self._call(message, DetokenizeReply)
+
+    async def embed(self, message: Embed) -> EmbedReply:
+        """Vectors of texts; `call_id` is set here. Raises the worker's failure, or `Unavailable` when it dies."""
+        message.call_id = next(self._call_ids)
+        return await self._call(message, EmbedReply)
+
+    async def score(self, message: Score) -> ScoreReply:
+        """Scores of documents; `call_id` is set here. Raises the worker's failure, or `Unavailable` when it dies."""
+        message.call_id = next(self._call_ids)
+        return await self._call(message, ScoreReply)
+
+    async def vector(self, operation: Operation, *, deadline_s: float | None = None) -> Result:
+        """An operation's result. Raises the worker's failure, or `Unavailable` when it dies."""
+        message = VectorCall(call_id=next(self._call_ids), operation=operation, deadline_s=deadline_s)
+        reply = await self._call(message, VectorReply)
+        if reply.result is None:
+            raise errors.Internal("the vector worker answered nothing")
+        return reply.result
 
     def drain(self, grace_s: float) -> None:
         """Tells the worker to finish what runs within `grace_s` and then to exit."""
@@ -202,25 +224,35 @@ class WorkerChannel(asyncio.Protocol):
         elif type(message) is Stats:
             if self._on_stats is not None:
                 self._on_stats(message)
-        elif isinstance(message, TokenizeReply | DetokenizeReply):
+        elif isinstance(message, Hello):
+            if not self.hello.done():
+                self.hello.set_result(message)
+        elif not isinstance(message, Step | Stats):
             future = self._calls.pop(message.call_id, None)
             if future is not None and not future.done():
                 future.set_result(message)
-        elif isinstance(message, Hello) and not self.hello.done():
-            self.hello.set_result(message)
 
-    async def _call(self, call_id: int, message: Tokenize | Detokenize) -> TokenizeReply | DetokenizeReply:
+    async def _call(self, message: Tokenize | Detokenize | CallMessage, reply_type: type[_R]) -> _R:
         if not self.is_open:
             raise _worker_gone("the model's worker is gone")
-        future: asyncio.Future[TokenizeReply | DetokenizeReply] = self._loop.create_future()
+        if self._is_writing_paused:
+            raise errors.ResourceExhausted("the model's worker is behind", retry_delay_s=1.0)
+        future: asyncio.Future[CallReply] = self._loop.create_future()
+        call_id = message.call_id
         self._calls[call_id] = future
         try:
             self._send(message)
             reply = await future
+        except asyncio.CancelledError:
+            if self.is_open and not isinstance(message, Tokenize | Detokenize):
+                self._send(CancelCall(call_id))
+            raise
         finally:
             self._calls.pop(call_id, None)
         if reply.failure is not None:
             raise reply.failure.error()
+        if not isinstance(reply, reply_type):
+            raise errors.Internal("the worker answered another question")
         return reply
 
     def _send(self, message: FrontMessage) -> None:

@@ -1,9 +1,11 @@
 """The worker protocol: msgpack messages over a Unix stream socket, each behind a 4-byte little-endian length.
 
 A worker listens; any number of fronts connect. A stream socket, unlike a message queue, tells at once and reliably
-when the other side died, and the kernel's buffer is the bound on what is in flight. Front to worker: `Submit`,
-`Cancel`, `Tokenize`, `Detokenize`, `Drain`. Worker to front: `Hello` once, then `Step` (one message carries the
-events of every request of that connection), `Stats`, `TokenizeReply`, `DetokenizeReply`.
+when the other side died, and the kernel's buffer is the bound on what is in flight. Worker to front: `Hello` once,
+`Stats` now and then. Beside that a generation worker takes `Submit` and `Cancel` and sends `Step` (one message carries
+the events of every request of that connection); and calls, which have one reply each: `Tokenize` and `Detokenize` there,
+`Embed` and `Score` in an encoder's worker, `VectorCall` in the vector worker; `CancelCall` ends one early. `Drain` ends
+any worker.
 """
 
 from __future__ import annotations
@@ -14,21 +16,29 @@ from typing import Any
 import msgspec
 
 from vorta_server.engine.request import Event, Failure, SamplingParams
+from vorta_server.vectors.operation import Operation, Result
 
 __all__ = [
     "HEADER",
     "MAX_MESSAGE_BYTES",
+    "CallMessage",
+    "CallReply",
     "Cancel",
+    "CancelCall",
     "ChatMessage",
     "Detokenize",
     "DetokenizeReply",
     "Drain",
+    "Embed",
+    "EmbedReply",
     "FrameBuffer",
     "FrontMessage",
     "GenerationDefaults",
     "Hello",
     "ModelCard",
     "Prompt",
+    "Score",
+    "ScoreReply",
     "Stats",
     "Step",
     "Submit",
@@ -36,6 +46,8 @@ __all__ = [
     "TokenizeReply",
     "ToolCall",
     "ToolSpec",
+    "VectorCall",
+    "VectorReply",
     "WorkerMessage",
     "decode_front_message",
     "decode_worker_message",
@@ -119,6 +131,62 @@ class Detokenize(msgspec.Struct, tag="detokenize", kw_only=True):
     skip_special_tokens: bool = True
 
 
+class Embed(msgspec.Struct, tag="embed", kw_only=True):
+    """Asks an encoder for the vectors of texts.
+
+    Attributes:
+        texts: Not empty, none of them empty.
+        prompt: Put before each text; None for the model's default.
+        prompt_name: Name of one of the model's prompts instead.
+        pooling: "mean", "cls", "last" or "token"; empty for the model's.
+        normalize: Scale to length 1; None for the default, which is yes.
+        dimensions: Keep so many numbers of each vector; 0 for all.
+        truncate: "right" or "left": the end of a long text that is cut; empty: a long text is an error.
+        keep_going: Give each bad text its own failure instead of failing the call.
+    """
+
+    call_id: int
+    texts: list[str]
+    prompt: str | None = None
+    prompt_name: str = ""
+    pooling: str = ""
+    normalize: bool | None = None
+    dimensions: int = 0
+    truncate: str = ""
+    keep_going: bool = False
+    deadline_s: float | None = None
+
+
+class Score(msgspec.Struct, tag="score", kw_only=True):
+    """Asks how well documents answer a query: a cross-encoder's scores, or cosines of an embedding model.
+
+    Attributes:
+        max_tokens_per_doc: Longer documents are cut; 0 for what the model takes beside the query.
+        raw: Without the sigmoid.
+    """
+
+    call_id: int
+    query: str
+    documents: list[str]
+    max_tokens_per_doc: int = 0
+    raw: bool = False
+    deadline_s: float | None = None
+
+
+class VectorCall(msgspec.Struct, tag="vector", kw_only=True):
+    """Asks the vector worker for an operation."""
+
+    call_id: int
+    operation: Operation
+    deadline_s: float | None = None
+
+
+class CancelCall(msgspec.Struct, tag="cancel_call"):
+    """Nobody waits for this call's reply any more. Unknown ids are ignored."""
+
+    call_id: int
+
+
 class Drain(msgspec.Struct, tag="drain"):
     """Stops the worker: no new requests, running ones may finish for `grace_s`, then DRAINING; then it exits."""
 
@@ -135,21 +203,29 @@ class GenerationDefaults(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
-    """What a worker serves."""
+    """What a worker serves.
+
+    Attributes:
+        kind: "generation", "embedding", "rerank", or "vectors" for the vector worker.
+        dimension: Numbers of an embedding model's vectors; 0 for other kinds.
+        prompt_names: An embedding model's prompts.
+    """
 
     model: str
     kind: str
     architecture: str
     precision: str
     device: str
-    max_model_len: int
-    vocab_size: int
-    parameter_count: int
-    eos_token_ids: list[int]
-    has_chat_template: bool
-    max_running_requests: int
-    kv_capacity_tokens: int
-    defaults: GenerationDefaults
+    max_model_len: int = 0
+    vocab_size: int = 0
+    parameter_count: int = 0
+    eos_token_ids: list[int] = []
+    has_chat_template: bool = False
+    max_running_requests: int = 0
+    kv_capacity_tokens: int = 0
+    defaults: GenerationDefaults = msgspec.field(default_factory=GenerationDefaults)
+    dimension: int = 0
+    prompt_names: list[str] = []
 
 
 class Hello(msgspec.Struct, tag="hello"):
@@ -173,15 +249,15 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
 
     running: int
     waiting: int
-    kv_used_tokens: int
-    kv_capacity_tokens: int
-    step_count: int
-    preemption_count: int
-    prompt_token_count: int
-    cached_prompt_token_count: int
-    generated_token_count: int
-    batch_size_sum: int
-    step_s_sum: float
+    kv_used_tokens: int = 0
+    kv_capacity_tokens: int = 0
+    step_count: int = 0
+    preemption_count: int = 0
+    prompt_token_count: int = 0
+    cached_prompt_token_count: int = 0
+    generated_token_count: int = 0
+    batch_size_sum: int = 0
+    step_s_sum: float = 0.0
     cancel_to_free_s: list[float] = []
     rss_bytes: int = 0
 
@@ -203,8 +279,47 @@ class DetokenizeReply(msgspec.Struct, tag="detokenize_reply", kw_only=True):
     failure: Failure | None = None
 
 
-FrontMessage = Submit | Cancel | Tokenize | Detokenize | Drain
-WorkerMessage = Hello | Step | Stats | TokenizeReply | DetokenizeReply
+class EmbedReply(msgspec.Struct, tag="embed_reply", kw_only=True):
+    """Answers `Embed`.
+
+    Attributes:
+        vectors: float32, little-endian: a row for each text without a failure, or for each of its tokens.
+        dimension: Numbers of a row.
+        token_counts: Of each text as computed; 0 where it failed.
+        cut_counts: Tokens of each text that were cut off.
+        failures: By text, with `keep_going`.
+    """
+
+    call_id: int
+    vectors: bytes = b""
+    dimension: int = 0
+    token_counts: list[int] = []
+    cut_counts: list[int] = []
+    failures: dict[int, Failure] = {}
+    failure: Failure | None = None
+
+
+class ScoreReply(msgspec.Struct, tag="score_reply", kw_only=True):
+    """Answers `Score`: one score for each document, and the tokens computed."""
+
+    call_id: int
+    scores: list[float] = []
+    token_count: int = 0
+    failure: Failure | None = None
+
+
+class VectorReply(msgspec.Struct, tag="vector_reply", kw_only=True):
+    """Answers `VectorCall`."""
+
+    call_id: int
+    result: Result | None = None
+    failure: Failure | None = None
+
+
+CallMessage = Embed | Score | VectorCall
+CallReply = TokenizeReply | DetokenizeReply | EmbedReply | ScoreReply | VectorReply
+FrontMessage = Submit | Cancel | Tokenize | Detokenize | Embed | Score | VectorCall | CancelCall | Drain
+WorkerMessage = Hello | Step | Stats | TokenizeReply | DetokenizeReply | EmbedReply | ScoreReply | VectorReply
 
 _encoder = msgspec.msgpack.Encoder()
 _front_decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
