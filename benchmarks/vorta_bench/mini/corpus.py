@@ -36,11 +36,11 @@ WEIGHTS: Mapping[str, float] = {
 }  # fmt: skip
 # In the end those get more that came last: counting, conversion, contexts without an answer and long ones.
 LAST_WEIGHTS: Mapping[str, float] = {
-    "add": 40, "subtract": 50, "multiply": 50, "divide": 30, "chain": 50, "repeat": 40,
-    "sort_numbers": 50, "sort_words": 50, "count_items": 180, "count_letters": 260, "count_words": 20, "convert": 170,
-    "date_format": 15, "date_add": 30, "extract": 60, "tool_call": 20, "tool_answer": 10,
-    "lookup": 80, "lookup_unknown": 120, "lookup_long": 10,
-    "about": 40, "definition": 20, "small_talk": 10, "story": 4,
+    "add": 60, "subtract": 80, "multiply": 80, "divide": 40, "chain": 80, "repeat": 50,
+    "sort_numbers": 80, "sort_words": 90, "count_items": 120, "count_letters": 180, "count_words": 15, "convert": 110,
+    "date_format": 15, "date_add": 40, "extract": 80, "tool_call": 20, "tool_answer": 10,
+    "lookup": 130, "lookup_unknown": 90, "lookup_long": 14,
+    "about": 45, "definition": 20, "small_talk": 10, "story": 4,
 }  # fmt: skip
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
