@@ -57,13 +57,13 @@ class Server:
     address: str
 
     def resident_bytes(self) -> dict[str, int]:
-        """Resident memory by process: the front and its workers."""
+        """Resident memory by process: the front, and its workers together."""
         sizes = {"front": _resident_bytes(self.process.pid)}
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         for child in children:
             command = Path(f"/proc/{child}/cmdline").read_bytes()
-            if b"workers.host" in command:
-                sizes["worker"] = _resident_bytes(int(child))
+            if b"workers.main" in command:
+                sizes["worker"] = sizes.get("worker", 0) + _resident_bytes(int(child))
         return sizes
 
 

@@ -17,9 +17,12 @@ from grpc_health.v1 import health_pb2
 
 import vorta
 from vorta.errors import FailedPrecondition, InvalidArgument
-from vorta.v1 import admin_pb2, inference_pb2
+from vorta.v1 import admin_pb2, embedding_pb2, inference_pb2, vector_pb2
 from vorta_server.front.admin_service import AdminService, ServerFacts
+from vorta_server.front.answer import Grounder
 from vorta_server.front.chain import InterceptorChain
+from vorta_server.front.embedder import Embedder
+from vorta_server.front.embedding_service import EmbeddingService
 from vorta_server.front.generation import GenerationTable
 from vorta_server.front.health import SERVICE_NAME as HEALTH
 from vorta_server.front.health import HealthService
@@ -33,12 +36,20 @@ from vorta_server.front.probe_server import ProbeReply, ProbeServer, text_reply
 from vorta_server.front.resume import ResumeBudget
 from vorta_server.front.server import GrpcConfig, GrpcServer
 from vorta_server.front.stream import WritePacer
+from vorta_server.front.vector_service import VectorService
+from vorta_server.front.vector_store import VectorStore
 from vorta_server.observability.metrics import CONTENT_TYPE, Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
-from vorta_server.registry.source import DEFAULT_MODEL, resolve_source
+from vorta_server.registry.source import (
+    DEFAULT_EMBEDDING_MODEL,
+    DEFAULT_MODEL,
+    FAKE_KINDS,
+    model_kind,
+    resolve_source,
+)
 from vorta_server.settings import Settings
-from vorta_server.workers.config import WorkerConfig
+from vorta_server.workers.config import VectorConfig, WorkerConfig
 from vorta_server.workers.supervisor import HOST_COMMAND, RestartConfig, Supervisor
 
 __all__ = ["App"]
@@ -46,8 +57,13 @@ __all__ = ["App"]
 logger = logging.getLogger(__name__)
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_EMBEDDING = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]
+_VECTOR = vector_pb2.DESCRIPTOR.services_by_name["VectorService"]
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+# The vector worker's name in metrics and in the log.
+VECTORS = "vectors"
 
 # After the workers have ended, calls have only their last events to write.
 _LAST_WRITES_S = 5.0
@@ -67,14 +83,25 @@ class App:
     def __init__(self, settings: Settings, *, worker_command: Sequence[str] = HOST_COMMAND) -> None:
         self._settings = settings
         self._data_dir = settings.data_dir.expanduser().absolute()
-        models = settings.models or {DEFAULT_MODEL: DEFAULT_MODEL}
+        models = settings.models or self._default_models()
         self._start_s = time.monotonic()
         self._stop_requests = 0
         self._stop_event = asyncio.Event()
         self._stop_now_event = asyncio.Event()
 
         self.metrics = Metrics()
-        self.registry = ModelRegistry(default_model=settings.default_model or next(iter(models)))
+        named = {
+            "generation": settings.default_model,
+            "embedding": settings.default_embedding_model,
+            "rerank": settings.default_rerank_model,
+        }
+        for kind, model in named.items():
+            if model and model not in models:
+                field = "default_model" if kind == "generation" else f"default_{kind}_model"
+                raise FailedPrecondition(
+                    f"{field} {model!r} is not one of the models", reason="SETTINGS_INVALID", field=field
+                )
+        self.registry = ModelRegistry(default_models=named)
         self.generations = GenerationTable(self.metrics)
         self._entries = [
             ModelEntry(
@@ -85,38 +112,53 @@ class App:
             )
             for model, source in models.items()
         ]
-        if self.registry.default_model not in models:
-            raise FailedPrecondition(
-                f"default_model {settings.default_model!r} is not one of the models",
-                reason="SETTINGS_INVALID",
-                field="default_model",
-            )
         for entry in self._entries:
             try:
-                self._worker_config(entry, "")
+                source = self._worker_config(entry, "").source
             except InvalidArgument as error:
                 raise FailedPrecondition(
                     error.message, reason="SETTINGS_INVALID", field=f"models.{entry.model}"
                 ) from None
+            if settings.worker.runner == "fake":
+                entry.kind = FAKE_KINDS.get(source, "generation")
+            else:
+                entry.kind = model_kind(Path(source))
+            self.registry.add(entry)
 
         worker = settings.worker
+        restart = RestartConfig(
+            start_timeout_s=worker.start_timeout_s,
+            first_delay_s=worker.restart_delay_s,
+            max_delay_s=worker.max_restart_delay_s,
+            stable_s=worker.stable_s,
+            max_quick_deaths=worker.max_quick_deaths,
+            stall_timeout_s=worker.stall_timeout_s,
+            stall_kill_s=worker.stall_kill_s,
+        )
         self.supervisor = Supervisor(
             registry=self.registry,
             metrics=self.metrics,
-            restart=RestartConfig(
-                start_timeout_s=worker.start_timeout_s,
-                first_delay_s=worker.restart_delay_s,
-                max_delay_s=worker.max_restart_delay_s,
-                stable_s=worker.stable_s,
-                max_quick_deaths=worker.max_quick_deaths,
-                stall_timeout_s=worker.stall_timeout_s,
-                stall_kill_s=worker.stall_kill_s,
-            ),
+            restart=restart,
             make_config=self._worker_config,
             default_grace_s=settings.drain.grace_s,
             default_precision=settings.precision,
             command=worker_command,
         )
+        self.vectors: ModelEntry | None = None
+        if settings.vector.backend != "none":
+            self.vectors = ModelEntry(model=VECTORS, source=settings.vector.backend, precision="fp32", kind="vectors")
+        # The vector worker is no model: it is in no list of them, and nobody loads or unloads it.
+        self._vector_registry = ModelRegistry()
+        self._vector_supervisor = Supervisor(
+            registry=self._vector_registry,
+            metrics=self.metrics,
+            restart=restart,
+            make_config=self._vector_config,
+            socket_prefix="vector",
+            default_grace_s=settings.drain.grace_s,
+            command=worker_command,
+        )
+        self.store = VectorStore(self.vectors)
         self.admission = AdmissionInterceptor(max_concurrent_requests=settings.front.max_concurrent_requests)
         self.chain = InterceptorChain(
             [
@@ -127,8 +169,14 @@ class App:
             ],
             max_request_bytes=settings.grpc.max_request_bytes,
         )
-        names = (_INFERENCE.full_name, _ADMIN.full_name)
-        self.health = HealthService(self.registry, services=(*names, HEALTH), needing_model=(_INFERENCE.full_name,))
+        names = (_INFERENCE.full_name, _EMBEDDING.full_name, _VECTOR.full_name, _ADMIN.full_name)
+        self.health = HealthService(
+            self.registry,
+            services=(*names, HEALTH),
+            needed_kinds={_INFERENCE.full_name: "generation", _EMBEDDING.full_name: "embedding"},
+            needed_entries={_VECTOR.full_name: self.vectors},
+        )
+        embedder = Embedder(registry=self.registry)
         inference = InferenceService(
             registry=self.registry,
             generations=self.generations,
@@ -145,6 +193,7 @@ class App:
                 max_tokens_cap=settings.generation.max_tokens_cap,
                 max_buffered_bytes_per_stream=settings.front.max_buffered_bytes_per_stream,
             ),
+            grounder=Grounder(store=self.store, embedder=embedder),
         )
         admin = AdminService(
             registry=self.registry,
@@ -159,6 +208,8 @@ class App:
         )
         self.services = {
             _INFERENCE.full_name: bind_service(_INFERENCE, inference, unlimited={"CancelGenerate"}),
+            _EMBEDDING.full_name: bind_service(_EMBEDDING, EmbeddingService(self.registry)),
+            _VECTOR.full_name: bind_service(_VECTOR, VectorService(self.store, embedder)),
             _ADMIN.full_name: bind_service(_ADMIN, admin),
             HEALTH: bind_service(_HEALTH, self.health, is_probe=True),
         }
@@ -189,7 +240,9 @@ class App:
                 "/readyz": lambda: text_reply(200, "ready") if self.health.is_ready else text_reply(503, "not ready"),
             },
         )
-        self.registry.listen(self._on_model_changed)
+        self.registry.listen(self._on_changed)
+        self._vector_registry.listen(self.health.on_changed)
+        self._vector_registry.listen(self._on_changed)
         self._has_served = False
 
     async def run(self) -> None:
@@ -202,8 +255,9 @@ class App:
         async with AsyncExitStack() as stack:
             socket_dir = Path(tempfile.mkdtemp(prefix="vorta-"))
             stack.callback(shutil.rmtree, socket_dir, ignore_errors=True)
-            self.supervisor.socket_dir = socket_dir
-            stack.push_async_callback(self.supervisor.stop, 0.0)
+            for supervisor in (self.supervisor, self._vector_supervisor):
+                supervisor.socket_dir = socket_dir
+                stack.push_async_callback(supervisor.stop, 0.0)
             stack.push_async_callback(self.grpc.stop, 0.0)
             await self.grpc.start()
             stack.push_async_callback(self.http.stop)
@@ -219,8 +273,10 @@ class App:
                 self.http.port,
             )
             for entry in self._entries:
-                self.registry.add(entry)
                 self.supervisor.start(entry)
+            if self.vectors is not None:
+                self._vector_registry.add(self.vectors)
+                self._vector_supervisor.start(self.vectors)
             await self._stop_event.wait()
             await self._drain()
 
@@ -239,7 +295,7 @@ class App:
         self.health.drain()
         self.admission.drain()
         self.generations.drain()
-        stop = asyncio.create_task(self.supervisor.stop(grace_s))
+        stop = asyncio.create_task(self._stop_workers(grace_s))
         stop_now = asyncio.create_task(self._stop_now_event.wait())
         await asyncio.wait({stop, stop_now}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.done():
@@ -255,18 +311,56 @@ class App:
         await self.grpc.stop(0.5)
         logger.info("stopped")
 
-    def _on_model_changed(self, entry: ModelEntry) -> None:
+    async def _stop_workers(self, grace_s: float) -> None:
+        """Drains the models, then the vector worker: an answer under way may still search."""
+        await self.supervisor.stop(grace_s)
+        await self._vector_supervisor.stop(grace_s)
+
+    def _on_changed(self, entry: ModelEntry) -> None:
         if entry.state is ModelState.SERVING and not self._has_served and self.health.is_ready:
             self._has_served = True
             logger.info(
                 "serving %s on grpc %s:%d, http://%s:%d, %.1f s after the start",
-                self.registry.default_model,
+                ", ".join(entry.model for entry in self._entries),
                 self._settings.host,
                 self.grpc.port,
                 self._settings.host,
                 self.http.port,
                 time.monotonic() - self._start_s,
             )
+
+    def _default_models(self) -> dict[str, str]:
+        """What is served when nothing is asked for: a model that generates, and one that embeds if it is installed."""
+        models = {DEFAULT_MODEL: DEFAULT_MODEL}
+        if self._settings.worker.runner == "fake":
+            return models
+        try:
+            resolve_source(DEFAULT_EMBEDDING_MODEL, data_dir=self._data_dir)
+        except FailedPrecondition as error:
+            logger.warning("no embedding model is served: %s", error.message)
+            return models
+        return {**models, DEFAULT_EMBEDDING_MODEL: DEFAULT_EMBEDDING_MODEL}
+
+    def _vector_config(self, entry: ModelEntry, socket_path: str) -> WorkerConfig:
+        """What the vector worker is told."""
+        vector = self._settings.vector
+        return WorkerConfig(
+            model=entry.model,
+            source=entry.source,
+            socket_path=socket_path,
+            vector=VectorConfig(
+                backend=vector.backend,
+                data_dir=str(self._data_dir),
+                api_key=vector.api_key,
+                hot=tuple(name.strip() for name in vector.hot.split(",") if name.strip()),
+                search_threads=vector.search_threads,
+                build_threads=vector.build_threads,
+                cache_bytes=vector.cache_bytes,
+                max_payload_bytes=vector.max_payload_bytes,
+            ),
+            parent_pid=os.getpid(),
+            log_level=self._settings.log.level,
+        )
 
     def _worker_config(self, entry: ModelEntry, socket_path: str) -> WorkerConfig:
         """What the worker of a model is told. Raises InvalidArgument when the model's source does not exist."""
@@ -291,6 +385,9 @@ class App:
             kv_memory_bytes=worker.kv_memory_bytes,
             prefix_cache=worker.prefix_cache,
             flush_interval_s=worker.flush_interval_s,
+            max_batch_tokens=settings.embedding.max_batch_tokens,
+            max_waiting_texts=settings.embedding.max_waiting_texts,
+            max_waiting_tokens=settings.embedding.max_waiting_tokens,
             parent_pid=os.getpid(),
             log_level=settings.log.level,
             fake_step_s=worker.fake_step_s,

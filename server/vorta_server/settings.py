@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
-from pydantic import ValidationError
+from pydantic import StringConstraints, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -28,6 +28,7 @@ from vorta.errors import FailedPrecondition
 
 __all__ = [
     "DrainSettings",
+    "EmbeddingSettings",
     "FrontSettings",
     "GenerationSettings",
     "GrpcSettings",
@@ -35,6 +36,7 @@ __all__ = [
     "LogSettings",
     "ResumeSettings",
     "Settings",
+    "VectorSettings",
     "WorkerSettings",
     "load_settings",
 ]
@@ -136,6 +138,35 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSettings:
+    """Workers of embedding models and rerankers, as in `workers.config.WorkerConfig`."""
+
+    max_batch_tokens: Annotated[int, Ge(1), Le(1 << 20)] = 1024
+    max_waiting_texts: Count = 65_536
+    max_waiting_tokens: Count = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorSettings:
+    """The vector store, as in `workers.config.VectorConfig`.
+
+    Attributes:
+        backend: "faiss" (embedded, in the data folder), "weaviate://host[:port]" or "none".
+        api_key: Weaviate's.
+        hot: Collections of a Weaviate that FAISS serves from copies, separated by commas; "*" for all.
+        search_threads, build_threads, cache_bytes, max_payload_bytes: Of the embedded store.
+    """
+
+    backend: Annotated[str, StringConstraints(pattern=r"^(faiss|none|weaviates?://.+)$")] = "faiss"
+    api_key: str = ""
+    hot: str = ""
+    search_threads: Annotated[int, Ge(0), Le(1024)] = 0
+    build_threads: Annotated[int, Ge(0), Le(1024)] = 0
+    cache_bytes: Annotated[int, Ge(0)] = 256 << 20
+    max_payload_bytes: Annotated[int, Ge(2), Le(64 << 20)] = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DrainSettings:
     """Shutting down: seconds that running requests get."""
 
@@ -157,7 +188,8 @@ class Settings(BaseSettings):
         host: Address that the ports listen on.
         data_dir: Pulled models, compiled artifacts, and whatever else outlives the process.
         models: Sources of the models to serve by id: an artifact, a checkpoint or a pulled hub id.
-        default_model: For requests that name none. Empty: the first of `models`.
+        default_model, default_embedding_model, default_rerank_model: For requests that name none. Empty: the first of
+            `models` that is of the kind.
         precision: Of checkpoints that are compiled on first use.
     """
 
@@ -167,6 +199,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path("~/.local/share/vorta")
     models: dict[str, str] = {}
     default_model: str = ""
+    default_embedding_model: str = ""
+    default_rerank_model: str = ""
     precision: Literal["fp32", "int8", "int4"] = "int8"
     grpc: GrpcSettings = GrpcSettings()
     http: HttpSettings = HttpSettings()
@@ -174,6 +208,8 @@ class Settings(BaseSettings):
     resume: ResumeSettings = ResumeSettings()
     generation: GenerationSettings = GenerationSettings()
     worker: WorkerSettings = WorkerSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    vector: VectorSettings = VectorSettings()
     drain: DrainSettings = DrainSettings()
     log: LogSettings = LogSettings()
 

@@ -164,6 +164,8 @@ def model(message: admin_pb2.Model) -> Model:
         error=message.error,
         load_time=_time(message.load_time) if message.HasField("load_time") else None,
         load=load,
+        dimension=message.dimension,
+        prompt_names=tuple(message.prompt_names),
     )
 
 
@@ -176,6 +178,8 @@ def server_info(response: admin_pb2.GetServerInfoResponse) -> ServerInfo:
         max_message_bytes=response.max_message_bytes,
         is_draining=response.is_draining,
         services=tuple(response.services),
+        default_embedding_model=response.default_embedding_model,
+        default_rerank_model=response.default_rerank_model,
     )
 
 

@@ -67,6 +67,7 @@ class ModelKind(enum.StrEnum):
     UNSPECIFIED = "unspecified"
     GENERATION = "generation"
     EMBEDDING = "embedding"
+    RERANK = "rerank"
 
 
 class HealthStatus(enum.StrEnum):
@@ -297,6 +298,10 @@ class Model:
     """Why it is FAILED; otherwise empty."""
     load_time: datetime | None
     load: ModelLoad | None
+    dimension: int = 0
+    """Numbers of an embedding model's vectors; 0 for other kinds."""
+    prompt_names: tuple[str, ...] = ()
+    """Names of an embedding model's prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,3 +314,5 @@ class ServerInfo:
     max_message_bytes: int
     is_draining: bool
     services: tuple[str, ...]
+    default_embedding_model: str = ""
+    default_rerank_model: str = ""

@@ -1,8 +1,9 @@
 """Which texts are computed together: batches within a token budget, over all calls, fair to each.
 
 Fairness is start-time fair queueing (Goyal, Vin and Cheng, 1996) with tokens as cost: the texts of a call are spaced by
-what they cost, so a call of one text, coming while another with thousands runs, is in the next batch. Where padding costs
-(an encoder that takes rectangles), the oldest text is joined by those among the next in line that are nearest in length.
+what they cost, so a call of one text, coming while another with thousands runs, is in the next batch. Where padding
+costs (an encoder that takes rectangles), the oldest text is joined by those of the next in line that are nearest in
+length.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ __all__ = ["BatchLimits", "TokenBatcher"]
 
 T = TypeVar("T")
 
-# Texts that are looked at for equal lengths, in batches' worth of tokens: enough to find neighbours, few enough that none
-# waits long.
+# Texts that are looked at for equal lengths, in batches' worth of tokens: enough to find neighbours, few enough that
+# none waits long.
 _WINDOW_BATCHES = 4
 
 

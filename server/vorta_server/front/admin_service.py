@@ -27,6 +27,7 @@ _MAX_GRACE_S = 3600.0
 _KINDS = {
     "generation": admin_pb2.MODEL_KIND_GENERATION,
     "embedding": admin_pb2.MODEL_KIND_EMBEDDING,
+    "rerank": admin_pb2.MODEL_KIND_RERANK,
 }
 
 
@@ -125,7 +126,9 @@ class AdminService:
         return admin_pb2.GetServerInfoResponse(
             version=facts.version,
             start_time=_timestamp(facts.start_time_s),
-            default_model=self._registry.default_model,
+            default_model=self._registry.default_model("generation"),
+            default_embedding_model=self._registry.default_model("embedding"),
+            default_rerank_model=self._registry.default_model("rerank"),
             max_message_bytes=facts.max_message_bytes,
             is_draining=facts.is_draining(),
             services=facts.services,
@@ -134,11 +137,11 @@ class AdminService:
     def _message(self, entry: ModelEntry) -> admin_pb2.Model:
         message = admin_pb2.Model(
             model=entry.model,
-            kind=admin_pb2.MODEL_KIND_GENERATION,
+            kind=_KINDS.get(entry.kind, admin_pb2.MODEL_KIND_UNSPECIFIED),
             state=int(entry.state),  # type: ignore[arg-type]
             source=entry.source,
             precision=entry.precision,
-            is_default=entry.model == self._registry.default_model,
+            is_default=bool(entry.kind) and entry.model == self._registry.default_model(entry.kind),
             error=entry.error if entry.state is ModelState.FAILED else "",
         )
         card = entry.card
@@ -150,6 +153,8 @@ class AdminService:
             message.max_model_len = card.max_model_len
             message.vocab_size = card.vocab_size
             message.parameter_count = card.parameter_count
+            message.dimension = card.dimension
+            message.prompt_names.extend(card.prompt_names)
         if entry.load_time_s is not None:
             message.load_time.CopyFrom(_timestamp(entry.load_time_s))
         if entry.state in (ModelState.SERVING, ModelState.DRAINING):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -69,16 +69,25 @@ class InterceptorChain:
             for interceptor in reversed(entered):
                 interceptor.leave(method, call, error)
 
-    async def stream(self, method: Method, request: bytes | Message, call: CallContext) -> AsyncIterator[Message]:
-        """Answers a streaming call. Raises like `unary`. Close it when leaving early (`contextlib.aclosing`)."""
+    async def stream(
+        self, method: Method, request: bytes | Message | AsyncIterable[bytes | Message], call: CallContext
+    ) -> AsyncIterator[Message]:
+        """Answers a streaming call. Raises like `unary`. Close it when leaving early (`contextlib.aclosing`).
+
+        Args:
+            request: The request, or all of them where the client streams.
+        """
         entered: list[Interceptor] = []
         error: VortaError | None = None
         try:
             for interceptor in self._interceptors:
                 await interceptor.enter(method, call)
                 entered.append(interceptor)
-            message = self._parse(method, request)
-            async with aclosing(method.function(message, call)) as responses:
+            if isinstance(request, bytes | Message):
+                asked: Message | AsyncIterator[Message] = self._parse(method, request)
+            else:
+                asked = self._parse_all(method, request)
+            async with aclosing(method.function(asked, call)) as responses:
                 async for response in responses:
                     yield response
         except BaseException as exc:
@@ -89,6 +98,10 @@ class InterceptorChain:
         finally:
             for interceptor in reversed(entered):
                 interceptor.leave(method, call, error)
+
+    async def _parse_all(self, method: Method, requests: AsyncIterable[bytes | Message]) -> AsyncIterator[Message]:
+        async for request in requests:
+            yield self._parse(method, request)
 
     def _parse(self, method: Method, request: bytes | Message) -> Message:
         size_bytes = len(request) if isinstance(request, bytes) else request.ByteSize()

@@ -24,6 +24,7 @@ __all__ = [
     "chat_prompt",
     "checked_request_id",
     "checked_token_ids",
+    "plain_struct",
     "priority",
     "resume_window_s",
     "sampling_params",
@@ -218,17 +219,17 @@ def _tools(tools: Sequence[common_pb2.Tool]) -> list[ToolSpec]:
     for position, tool in enumerate(tools):
         if not _TOOL_NAME.fullmatch(tool.name):
             _refuse(f"tools[{position}].name", "must be 1 to 64 letters, digits, '_' or '-'", tool.name[:64])
-        parameters = _plain_struct(tool.parameters) if tool.HasField("parameters") else {}
+        parameters = plain_struct(tool.parameters) if tool.HasField("parameters") else {}
         converted.append(ToolSpec(tool.name, tool.description, parameters))
     return converted
 
 
-def _plain_struct(struct: Struct) -> dict[str, Any]:
+def plain_struct(struct: Struct) -> dict[str, Any]:
+    """The object as JSON would have it; whole numbers as integers, as they were written most likely."""
     return {key: _plain_value(value) for key, value in struct.fields.items()}
 
 
 def _plain_value(value: Value) -> Any:
-    """The value as JSON would have it; whole numbers as integers, as they were written most likely."""
     match value.WhichOneof("kind"):
         case "number_value":
             number = value.number_value
@@ -238,7 +239,7 @@ def _plain_value(value: Value) -> Any:
         case "bool_value":
             return value.bool_value
         case "struct_value":
-            return _plain_struct(value.struct_value)
+            return plain_struct(value.struct_value)
         case "list_value":
             return [_plain_value(item) for item in value.list_value.values]
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -54,7 +54,7 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
         context.set_trailing_metadata((("x-request-id", call.request_id),))
         return response
 
-    async def stream(data: bytes, context: Context) -> None:
+    async def stream(data: bytes | AsyncIterator[bytes], context: Context) -> None:
         call = _open_call(method, context)
         task = asyncio.current_task()
         assert task is not None
@@ -98,6 +98,8 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
             if stuck is not None:
                 stuck.cancel()
 
+    if method.is_client_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
     if method.is_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, None, serializer)
     return grpc.unary_unary_rpc_method_handler(unary, None, serializer)

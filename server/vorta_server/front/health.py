@@ -1,14 +1,15 @@
 """grpc.health.v1: what the server can really do now, and a Watch that follows it.
 
-Names that can be asked for: "" (the server: its default model answers and it does not drain), each service's full
-name, and `vorta.model/<id>` for each model. A model is NOT_SERVING while it loads, drains, failed, or while its worker
-makes no progress although requests run.
+Names that can be asked for: "" (the server: every service answers and it does not drain), each service's full name, and
+`vorta.model/<id>` for each model. A model is NOT_SERVING while it loads, drains, failed, or while its worker makes no
+progress although requests run; a service is while what it answers with is (its kind's default model, vector worker).
+A service that has nothing to answer with, because the server was given no model of its kind, does not count for "".
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from grpc_health.v1 import health_pb2
 
@@ -35,16 +36,25 @@ class HealthService:
     Args:
         registry: Tells of the models' changes.
         services: Full names of the other services.
-        needing_model: Those of them that are of no use without the default model.
+        needed_kinds: By service, the kind of model that it is of no use without.
+        needed_entries: By service, what else it is of no use without.
     """
 
-    def __init__(self, registry: ModelRegistry, *, services: Sequence[str], needing_model: Sequence[str]) -> None:
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        *,
+        services: Sequence[str],
+        needed_kinds: Mapping[str, str],
+        needed_entries: Mapping[str, ModelEntry | None] | None = None,
+    ) -> None:
         self._registry = registry
         self._services = tuple(services)
-        self._needing_model = frozenset(needing_model)
+        self._needed_kinds = dict(needed_kinds)
+        self._needed_entries = dict(needed_entries or {})
         self._is_draining = False
         self._watchers: set[asyncio.Event] = set()
-        registry.listen(self._on_model_changed)
+        registry.listen(self.on_changed)
 
     @property
     def is_ready(self) -> bool:
@@ -110,12 +120,30 @@ class HealthService:
             return _SERVICE_UNKNOWN
         if self._is_draining:
             return _NOT_SERVING
-        if name and name not in self._needing_model:
-            return _SERVING
-        default = self._registry.find(self._registry.default_model)
-        return _SERVING if default is not None and default.is_serving else _NOT_SERVING
+        if name:
+            return _SERVING if self._is_serving(name) else _NOT_SERVING
+        used = [service for service in self._services if self._is_used(service)]
+        has_model = any(service in self._needed_kinds for service in used)
+        return _SERVING if has_model and all(map(self._is_serving, used)) else _NOT_SERVING
 
-    def _on_model_changed(self, entry: ModelEntry) -> None:
+    def _is_used(self, service: str) -> bool:
+        """Whether the server has, or will have, something to answer this service with."""
+        if service in self._needed_entries:
+            return self._needed_entries[service] is not None
+        kind = self._needed_kinds.get(service)
+        return kind is None or bool(self._registry.default_model(kind))
+
+    def _is_serving(self, service: str) -> bool:
+        if service in self._needed_entries:
+            needed = self._needed_entries[service]
+        elif service in self._needed_kinds:
+            needed = self._registry.find(self._registry.default_model(self._needed_kinds[service]))
+        else:
+            return True
+        return needed is not None and needed.is_serving
+
+    def on_changed(self, entry: ModelEntry) -> None:
+        """Tells the watchers that a model, or what else a service needs, is in another state."""
         self._notify()
 
     def _notify(self) -> None:

@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from vorta.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, VortaError
+from vorta.errors import DeadlineExceeded, InvalidArgument, VortaError
 from vorta.v1 import inference_pb2
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams
 from vorta_server.front import conversion
+from vorta_server.front.answer import Grounder, answer_chat, cited
 from vorta_server.front.call import CallContext
+from vorta_server.front.deadline import DEADLINE_SLACK_S, unary_deadline
 from vorta_server.front.errors import error_from_finished
 from vorta_server.front.generation import Generation, GenerationTable
 from vorta_server.front.reply import StreamMessage, UnaryOutput, assistant_message, fill_unary, stream_message
 from vorta_server.front.resume import LogReader, ResumeBudget, ResumeLog
 from vorta_server.front.stream import StreamBuffer, WritePacer
+from vorta_server.front.vector_conversion import fill_hit
 from vorta_server.registry.registry import ModelRegistry, ServingModel
 from vorta_server.workers.protocol import Prompt
 
 __all__ = ["InferenceConfig", "InferenceService"]
-
-# A worker ends a request at its deadline; one that does not answer is not waited for longer than this.
-_DEADLINE_SLACK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,7 @@ class InferenceService:
         pacer: Paces streams.
         resume_budget: Memory of the logs of resumable streams.
         config: Limits.
+        grounder: Finds what grounded answers rest on.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class InferenceService:
         pacer: WritePacer,
         resume_budget: ResumeBudget,
         config: InferenceConfig,
+        grounder: Grounder,
     ) -> None:
         self._registry = registry
         self._generations = generations
         self._pacer = pacer
         self._resume_budget = resume_budget
         self._config = config
+        self._grounder = grounder
 
     async def generate(
         self, request: inference_pb2.GenerateRequest, call: CallContext
@@ -114,6 +117,37 @@ class InferenceService:
         tool_names = [tool.name for tool in request.tools]
         return self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse, tool_names)
 
+    async def stream_answer(
+        self, request: inference_pb2.StreamAnswerRequest, call: CallContext
+    ) -> AsyncGenerator[inference_pb2.StreamAnswerResponse, None]:
+        """Searches a collection, streams the hits, then the tokens of an answer that rests on them."""
+        target = self._target(request.model)
+        asked = answer_chat(request, [])
+        conversion.chat_prompt(asked, target.card)  # what is wrong with the request is said before the search
+        self._sampling(asked, target, call)
+        async with unary_deadline(call):
+            grounding = await self._grounder.find(request, target, call)
+        first = inference_pb2.StreamAnswerResponse()
+        first.hits.SetInParent()
+        for hit in grounding.hits:
+            fill_hit(first.hits.hits.add(), hit, is_compact=False)
+        yield first
+        texts: list[str] = []
+        chat = answer_chat(request, grounding.passages)
+        async with aclosing(self.stream_chat(chat, call)) as messages:
+            async for message in messages:
+                response = inference_pb2.StreamAnswerResponse(index=message.index + 1)
+                event = message.WhichOneof("event")
+                if event == "delta":
+                    texts.append(message.delta.text)
+                    response.delta.CopyFrom(message.delta)
+                elif event == "started":
+                    response.started.CopyFrom(message.started)
+                else:
+                    response.finished.result.CopyFrom(message.finished)
+                    response.finished.cited_ids.extend(cited("".join(texts), grounding))
+                yield response
+
     async def cancel_generate(
         self, request: inference_pb2.CancelGenerateRequest, call: CallContext
     ) -> inference_pb2.CancelGenerateResponse:
@@ -143,7 +177,7 @@ class InferenceService:
         """Splits text or a conversation into tokens."""
         target = self._target(request.model)
         prompt = conversion.tokenize_prompt(request, target.card)
-        async with _unary_deadline(call):
+        async with unary_deadline(call):
             reply = await target.channel.tokenize(prompt)
         return inference_pb2.TokenizeResponse(
             token_ids=reply.token_ids,
@@ -159,18 +193,12 @@ class InferenceService:
         target = self._target(request.model)
         token_ids = conversion.checked_token_ids("token_ids", request.token_ids, target.card.vocab_size)
         skips = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        async with _unary_deadline(call):
+        async with unary_deadline(call):
             reply = await target.channel.detokenize(token_ids, skip_special_tokens=skips)
         return inference_pb2.DetokenizeResponse(text=reply.text)
 
     def _target(self, model: str) -> ServingModel:
-        target = self._registry.resolve(model)
-        if target.card.kind != "generation":
-            raise FailedPrecondition(
-                f"model {target.card.model} is for {target.card.kind}, not for generation",
-                metadata={"model": target.card.model, "kind": target.card.kind},
-            )
-        return target
+        return self._registry.resolve(model, "generation")
 
     def _sampling(
         self, request: conversion.GenerationMessage, target: ServingModel, call: CallContext
@@ -207,7 +235,7 @@ class InferenceService:
             sink=sink,
         )
         try:
-            async with _unary_deadline(call):
+            async with unary_deadline(call):
                 finished = await end
         finally:
             generation.abandon()
@@ -335,7 +363,7 @@ class InferenceService:
         timer: asyncio.TimerHandle | None = None
         if call.deadline_s is not None:
             timer = asyncio.get_running_loop().call_later(
-                max(0.0, call.deadline_s - time.monotonic()) + _DEADLINE_SLACK_S,
+                max(0.0, call.deadline_s - time.monotonic()) + DEADLINE_SLACK_S,
                 call.interrupt,
                 DeadlineExceeded("the call's deadline passed and the worker did not answer"),
             )
@@ -346,19 +374,6 @@ class InferenceService:
             self._pacer.num_streams -= 1
             if timer is not None:
                 timer.cancel()
-
-
-@asynccontextmanager
-async def _unary_deadline(call: CallContext) -> AsyncIterator[None]:
-    """Raises DeadlineExceeded when its body outlasts the call's deadline: the worker did not keep it."""
-    due_s = None
-    if call.deadline_s is not None:
-        due_s = max(0.0, call.deadline_s - time.monotonic()) + _DEADLINE_SLACK_S
-    try:
-        async with asyncio.timeout(due_s):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded("the call's deadline passed and the worker did not answer") from None
 
 
 def _raise_unstarted(finished: Finished) -> None:

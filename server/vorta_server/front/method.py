@@ -1,7 +1,8 @@
 """The RPCs of a service as plain functions, bound by the contract's descriptors.
 
 A service is a class with one method per RPC, named after it in snake case and taking (request message, CallContext): a
-coroutine function, or for a stream one that returns an async generator. Wires (grpc, and the gateway in the same
+coroutine function, or for a stream one that returns an async generator. Where the client streams it takes an async
+iterator of messages instead of the request, and answers with a stream. Wires (grpc, and the gateway in the same
 process) call the bound methods through an `InterceptorChain`.
 """
 
@@ -29,6 +30,7 @@ class Method:
         path: "/package.Service/Rpc".
         request_type, response_type: Message classes.
         is_streaming: Whether it answers with a stream; then `function` returns an async generator.
+        is_client_streaming: Whether it is asked with a stream too.
         function: Takes (request, CallContext).
         is_probe: Health checks and the like: not logged unless debugging.
         is_unlimited: Passes when the server is full or drains: probes, and what frees it.
@@ -39,6 +41,7 @@ class Method:
     response_type: type[Message]
     is_streaming: bool
     function: Callable[..., Any]
+    is_client_streaming: bool = False
     is_probe: bool = False
     is_unlimited: bool = False
 
@@ -67,6 +70,7 @@ def bind_service(
             request_type=GetMessageClass(rpc.input_type),
             response_type=GetMessageClass(rpc.output_type),
             is_streaming=rpc.server_streaming,
+            is_client_streaming=rpc.client_streaming,
             function=getattr(implementation, re.sub(r"(?<!^)(?=[A-Z])", "_", rpc.name).lower()),
             is_probe=is_probe,
             is_unlimited=is_probe or rpc.name in unlimited,

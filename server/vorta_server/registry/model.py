@@ -29,6 +29,7 @@ class ModelEntry:
         model: Its id.
         source: Artifact folder, checkpoint folder or hub id.
         precision: Asked for; the card has the real one.
+        kind: "generation", "embedding" or "rerank"; empty while nobody knows.
         max_model_len: Asked for; None for the model's own.
         state: Where it is in its life.
         error: Why it is FAILED, or why it last had to restart.
@@ -44,6 +45,7 @@ class ModelEntry:
     model: str
     source: str
     precision: str
+    kind: str = ""
     max_model_len: int | None = None
     state: ModelState = ModelState.UNLOADED
     error: str = ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from vorta.errors import InvalidArgument, NotFound, Unavailable
+from vorta.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.workers.channel import WorkerChannel
 from vorta_server.workers.protocol import ModelCard
@@ -31,13 +31,14 @@ class ModelRegistry:
     """The known models.
 
     Args:
-        default_model: Id for requests that name none; empty for no such model.
+        default_models: Ids by kind ("generation", "embedding", "rerank") for requests that name none. A kind that is
+            not among them has the model that became known first.
     """
 
-    def __init__(self, *, default_model: str = "") -> None:
+    def __init__(self, *, default_models: Mapping[str, str] | None = None) -> None:
         self._entries: dict[str, ModelEntry] = {}
         self._listeners: list[ModelListener] = []
-        self.default_model = default_model
+        self._default_models = dict(default_models or {})
 
     @property
     def entries(self) -> list[ModelEntry]:
@@ -65,7 +66,7 @@ class ModelRegistry:
             raise InvalidArgument("model is required", reason="MISSING_FIELD", field="model")
         entry = self._entries.get(model)
         if entry is None:
-            raise _not_found(model)
+            raise NotFound(f"no model {model!r} is known", metadata={"model": model})
         return entry
 
     def update(self, entry: ModelEntry, **changes: Any) -> None:
@@ -74,17 +75,31 @@ class ModelRegistry:
             setattr(entry, name, value)
         self._notify(entry)
 
-    def resolve(self, model: str) -> ServingModel:
-        """The model that a request means, ready to take it; empty means the default.
+    def default_model(self, kind: str) -> str:
+        """The model for requests of this kind that name none; empty for no such model.
+
+        Documents are ranked by an embedding model where there is no reranker.
+        """
+        named = self._default_models.get(kind)
+        if named:
+            return named
+        found = next((model for model, entry in self._entries.items() if entry.kind == kind), "")
+        if not found and kind == "rerank":
+            return self.default_model("embedding")
+        return found
+
+    def resolve(self, model: str, kind: str) -> ServingModel:
+        """The model that a request means, ready to take it; empty means the default of its kind.
 
         Raises:
             NotFound: It is unknown (MODEL_NOT_FOUND).
             Unavailable: It is not serving (MODEL_NOT_READY).
+            FailedPrecondition: It is of another kind (MODEL_KIND_MISMATCH).
         """
-        model = model or self.default_model
+        model = model or self.default_model(kind)
         entry = self._entries.get(model)
         if entry is None:
-            raise _not_found(model)
+            raise _not_found(model, kind)
         channel, card = entry.channel, entry.card
         if entry.state is not ModelState.SERVING or channel is None or card is None or not channel.is_open:
             state = entry.state.name if entry.state is not ModelState.SERVING else ModelState.LOADING.name
@@ -94,6 +109,11 @@ class ModelRegistry:
                 metadata={"model": model, "state": state},
                 retry_delay_s=_NOT_READY_RETRY_DELAY_S,
             )
+        if card.kind != kind and not (kind == "rerank" and card.kind == "embedding"):
+            raise FailedPrecondition(
+                f"model {card.model} is for {card.kind}, not for {kind}",
+                metadata={"model": card.model, "kind": card.kind},
+            )
         return ServingModel(card, channel)
 
     def _notify(self, entry: ModelEntry) -> None:
@@ -101,6 +121,9 @@ class ModelRegistry:
             listener(entry)
 
 
-def _not_found(model: str) -> NotFound:
-    message = f"no model {model!r} is known" if model else "the request names no model and there is no default"
+def _not_found(model: str, kind: str) -> NotFound:
+    if model:
+        message = f"no model {model!r} is known"
+    else:
+        message = f"the request names no model and there is no default for {kind}"
     return NotFound(message, metadata={"model": model})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vorta.errors import FailedPrecondition, InvalidArgument
 
@@ -15,14 +17,19 @@ __all__ = [
     "BUILTIN_MODELS",
     "DEFAULT_EMBEDDING_MODEL",
     "DEFAULT_MODEL",
+    "FAKE_KINDS",
     "PACKAGED_MODELS",
     "PackagedModel",
+    "model_kind",
     "resolve_source",
     "split_model_flag",
 ]
 
 DEFAULT_MODEL = "vorta-mini"
 DEFAULT_EMBEDDING_MODEL = "all-MiniLM-L6-v2"
+
+FAKE_KINDS: Mapping[str, str] = {"fake-embedding": "embedding", "fake-rerank": "rerank"}
+"""Sources that mean something to the fake runner, and what they are for. Any other one generates."""
 
 BUILTIN_MODELS = Path(__file__).parent.parent / "models"
 """Models that come with the package, one folder each."""
@@ -89,6 +96,33 @@ def resolve_source(source: str, *, data_dir: Path) -> Path:
         return _packaged_folder(source)
     hint = "" if folder.is_absolute() else f"; a hub id must be pulled first: vorta pull {source}"
     raise InvalidArgument(f"no model at {source!r}: no such folder{hint}", field="source")
+
+
+def model_kind(folder: Path) -> str:
+    """What an artifact or checkpoint is for, "generation", "embedding" or "rerank", as far as its small files tell;
+    empty where they do not. Its worker has the last word.
+    """
+    kind = _json_object(folder / "manifest.json").get("kind")
+    if isinstance(kind, str):
+        return kind
+    architectures = _json_object(folder / "config.json").get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(architecture, str):
+        return ""
+    if architecture.endswith("ForSequenceClassification"):
+        return "rerank"
+    # sentence-transformers makes an encoder of a decoder, and says so in a file of its own.
+    if architecture.endswith("ForCausalLM") and not (folder / "modules.json").is_file():
+        return "generation"
+    return "embedding"
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _packaged_folder(name: str) -> Path:

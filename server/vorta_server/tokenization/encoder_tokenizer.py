@@ -57,13 +57,18 @@ class EncoderTokenizer:
         self._num_special = self._tokenizer.num_special_tokens_to_add(False)
         self._num_pair_special = self._tokenizer.num_special_tokens_to_add(True)
 
-    def encode(self, texts: Sequence[str], *, truncate: str = "") -> list[EncodedText]:
+    def encode(self, texts: Sequence[str], *, truncate: str = "", max_tokens: int = 0) -> list[EncodedText]:
         """The tokens of each text.
 
         Args:
             truncate: "right" or "left": the end of a long text that is cut; empty: it is left as it is, too long.
+            max_tokens: Cut to so many, special tokens not counted, where that is fewer than the model takes; 0 for what
+                it takes.
         """
-        return [self._encode_one(encoding, truncate) for encoding in self._split(texts)]
+        limit = self.max_tokens
+        if max_tokens:
+            limit = min(limit, max_tokens + self._num_special)
+        return [self._encode_one(encoding, truncate, limit) for encoding in self._split(texts)]
 
     def encode_pairs(self, query: str, documents: Sequence[str], *, max_tokens_per_doc: int = 0) -> list[EncodedText]:
         """The tokens of the query with each document; documents are cut at their end to fit.
@@ -101,15 +106,14 @@ class EncoderTokenizer:
         encodings: list[Any] = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return encodings
 
-    def _encode_one(self, encoding: Any, truncate: str) -> EncodedText:
+    def _encode_one(self, encoding: Any, truncate: str, limit: int) -> EncodedText:
         num_tokens = len(encoding.ids) + self._num_special
         num_cut = 0
-        if truncate and num_tokens > self.max_tokens:
-            num_cut = num_tokens - self.max_tokens
-            encoding.truncate(self.max_tokens - self._num_special, direction=truncate)
+        if truncate and num_tokens > limit:
+            num_cut = num_tokens - limit
+            encoding.truncate(limit - self._num_special, direction=truncate)
         if self._num_special:
             encoding = self._tokenizer.post_process(encoding)
-        types = None
         return EncodedText(
-            token_ids=np.asarray(encoding.ids, np.int32), token_types=types, num_cut=num_cut, num_tokens=num_tokens
+            token_ids=np.asarray(encoding.ids, np.int32), token_types=None, num_cut=num_cut, num_tokens=num_tokens
         )

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["WorkerConfig"]
+__all__ = ["VectorConfig", "WorkerConfig"]
+
+
+class VectorConfig(msgspec.Struct, kw_only=True, frozen=True):
+    """Options of the vector worker.
+
+    Attributes:
+        backend: "faiss", or a URL "weaviate://…" (see `vectors.weaviate_config.parse_weaviate_url`).
+        data_dir: Folder of the embedded store, and of hot copies.
+        api_key: Weaviate's.
+        hot: Collections of a Weaviate that FAISS serves from copies; "*" for all, empty for none.
+        search_threads, build_threads: Of the embedded store; 0 for its defaults.
+        cache_bytes: Filter masks and gathered rows, of each collection.
+        max_payload_bytes: Of a point's payload.
+    """
+
+    backend: str
+    data_dir: str
+    api_key: str = ""
+    hot: tuple[str, ...] = ()
+    search_threads: int = 0
+    build_threads: int = 0
+    cache_bytes: int = 256 << 20
+    max_payload_bytes: int = 1 << 20
 
 
 class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
-    """Options of a generation worker, passed as JSON.
+    """Options of a worker, passed as JSON.
 
     Attributes:
         model: The model's id.
@@ -27,6 +50,9 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
         prefix_cache: Whether prompts reuse the KV of equal prefixes.
         flush_interval_s: Tokens may wait this long for the next ones, so that a message carries several when steps are
             short. First tokens and ends never wait.
+        max_batch_tokens: Most tokens of an encoder's batch; a single text may have more.
+        max_waiting_texts, max_waiting_tokens: What may wait for an encoder.
+        vector: Set for the vector worker, which has no model.
         parent_pid: The worker dies with this process; 0 for a worker that stands alone.
         fake_step_s, fake_row_s, fake_prefill_token_s, fake_eos_every: As in `FakeRunnerConfig`.
     """
@@ -47,6 +73,10 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
     kv_memory_bytes: int = 0
     prefix_cache: bool = True
     flush_interval_s: float = 0.01
+    max_batch_tokens: int = 1024
+    max_waiting_texts: int = 65_536
+    max_waiting_tokens: int = 1 << 20
+    vector: VectorConfig | None = None
     parent_pid: int = 0
     log_level: str = "INFO"
     fake_step_s: float = 0.0

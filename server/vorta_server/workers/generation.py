@@ -9,16 +9,16 @@ from pathlib import Path
 
 import tokenizers
 
-from vorta.errors import FailedPrecondition, Unavailable
+from vorta.errors import FailedPrecondition
 from vorta_kernels import cpu
 from vorta_kernels.sampling import SamplingKernel
-from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.runner import ModelRunner
 from vorta_server.engine.scheduler import SchedulerConfig
 from vorta_server.runners.fake import FakeRunner, FakeRunnerConfig
 from vorta_server.tokenization.codec import Codec
 from vorta_server.tokenization.tokenizer import Tokenizer
+from vorta_server.workers.artifact import served_artifact
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.protocol import GenerationDefaults, ModelCard
 
@@ -114,7 +114,7 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
 def _build_onnx(config: WorkerConfig) -> _Parts:
     from vorta_server.runners.onnx import OnnxRunner
 
-    source, manifest = _artifact(config)
+    source, manifest = served_artifact(config)
     if config.max_model_len is not None and config.max_model_len > manifest.max_model_len:
         raise FailedPrecondition(
             f"max_model_len is {config.max_model_len}; the model's context is {manifest.max_model_len}",
@@ -145,38 +145,6 @@ def _build_onnx(config: WorkerConfig) -> _Parts:
         precision=manifest.precision,
         parameter_count=manifest.num_parameters,
     )
-
-
-def _artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
-    """The artifact to serve, compiled first when the source is a checkpoint."""
-    source = Path(config.source)
-    try:
-        if is_artifact(source):
-            return source, load_manifest(source)
-        from vorta_server.compiler.cache import CacheBusyError, artifact_for  # brings onnx, which serving does not need
-        from vorta_server.compiler.checkpoint import CheckpointError
-
-        try:
-            compiled = artifact_for(
-                source,
-                precision=config.precision,
-                kernels="vorta" if cpu.is_available() else "portable",
-                cache_dir=Path(config.cache_dir),
-                max_model_len=config.max_model_len,
-            )
-        except CheckpointError as error:
-            raise _invalid(error, error.path or source, error.field) from error
-        except CacheBusyError as error:
-            raise Unavailable(str(error), retry_delay_s=10.0) from error
-        return compiled, load_manifest(compiled, verify=False)
-    except ArtifactError as error:
-        raise _invalid(error, error.path, error.field) from error
-    except StorageError as error:
-        raise FailedPrecondition(str(error), reason="CHECKPOINT_INVALID", metadata={"path": error.out}) from error
-
-
-def _invalid(error: Exception, path: Path, field: str | None) -> FailedPrecondition:
-    return FailedPrecondition(str(error), reason="CHECKPOINT_INVALID", metadata={"path": path}, field=field)
 
 
 def _build_fake(config: WorkerConfig) -> _Parts:
@@ -214,10 +182,16 @@ def write_byte_tokenizer(folder: Path) -> None:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
     configuration = {"eos_token": "<|im_end|>", "chat_template": _CHATML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(configuration))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 258]}))
+    contents = {
+        "tokenizer_config.json": json.dumps(configuration),
+        "generation_config.json": json.dumps({"eos_token_id": [256, 258]}),
+        "tokenizer.json": tokenizer.to_str(),
+    }
+    for name, text in contents.items():  # whole at once: another worker may read them
+        part = folder / f"{name}.{os.getpid()}"
+        part.write_text(text)
+        part.replace(folder / name)
 
 
 def _kv_capacity_tokens(config: WorkerConfig, bytes_per_token: int, limit: int) -> int:

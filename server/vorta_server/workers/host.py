@@ -1,4 +1,4 @@
-"""The worker process: one model's engine behind a socket. Started as `python -m vorta_server.workers.host`.
+"""The host of a generation worker: one model's engine behind a socket.
 
 One thread does everything but the tokenization of long prompts: it reads messages between two steps, so that a cancel
 frees its KV memory before the next step, and a request's first token leaves in the step that made it.
@@ -6,19 +6,13 @@ frees its KV memory before the next step, and a request's first token leaves in 
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import logging
 import os
-import resource
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -26,7 +20,7 @@ import msgspec
 from vorta.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, VortaError
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Failure, Finished, FinishReason, GenerationRequest
-from vorta_server.workers.config import WorkerConfig
+from vorta_server.workers.memory import rss_bytes
 from vorta_server.workers.protocol import (
     Cancel,
     Detokenize,
@@ -44,7 +38,7 @@ from vorta_server.workers.protocol import (
 )
 from vorta_server.workers.transport import Connection, WorkerTransport
 
-__all__ = ["PromptCodec", "WorkerHost", "main"]
+__all__ = ["PromptCodec", "WorkerHost"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +55,6 @@ _ROWS_PER_INTERVAL, _MAX_INTERVALS = 8, 4
 
 _STATS_INTERVAL_S = 0.25
 _IDLE_S = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 class PromptCodec(Protocol):
@@ -405,7 +398,7 @@ class WorkerHost:
             batch_size_sum=counters.batch_size_sum,
             step_s_sum=counters.step_s_sum,
             cancel_to_free_s=self._cancel_to_free_s,
-            rss_bytes=_rss_bytes(),
+            rss_bytes=rss_bytes(),
         )
         if stats == self._last_stats and now - self._last_stats_s < _IDLE_S:
             return
@@ -430,51 +423,3 @@ def _as_vorta_error(error: BaseException) -> VortaError:
         return error
     logger.error("a request failed", exc_info=error)
     return Internal(f"the request failed: {type(error).__name__}")
-
-
-def _rss_bytes() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Has the kernel kill this process when its parent ends, however it ends."""
-    if parent_pid and sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent_pid:
-            raise SystemExit("the server is gone")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Runs a worker until it is told to drain."""
-    parser = argparse.ArgumentParser(description="A Vorta generation worker; started by the server.")
-    parser.add_argument("--config", required=True, help="WorkerConfig as JSON")
-    config = msgspec.json.decode(parser.parse_args(arguments).config, type=WorkerConfig)
-    _die_with_parent(config.parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the front's to handle
-    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    from vorta_server.workers.generation import build_generation
-
-    try:
-        model = build_generation(config)
-    except VortaError as error:
-        # The supervisor reads this line; a traceback would say no more.
-        raise SystemExit(f"vorta.errors.{type(error).__name__}: {error.message}") from error
-    transport = WorkerTransport(Path(config.socket_path))
-    host = WorkerHost(
-        engine=model.engine,
-        codec=model.codec,
-        card=model.card,
-        transport=transport,
-        flush_interval_s=config.flush_interval_s,
-    )
-    # A group's SIGTERM reaches the server too, which then drains its workers by message.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if config.parent_pid else lambda *_: host.stop())
-    host.run()
-
-
-if __name__ == "__main__":
-    main()

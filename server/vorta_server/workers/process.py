@@ -30,7 +30,7 @@ _CONNECT_INTERVAL_S = 0.02
 _EXIT_WAIT_S = 2.0
 _TAIL_LINES = 20
 _STDERR_BYTES = 64 * 1024
-_RAISED = re.compile(r"(?:vorta\.errors\.)(\w+): (.*)")
+_RAISED = re.compile(r"vorta\.errors\.(\w+)(?:\[([A-Z_]+)\])?: (.*)")
 
 
 class WorkerStartError(Exception):
@@ -180,8 +180,8 @@ class WorkerProcess:
             if raised is not None:
                 cls = getattr(errors, raised[1], None)
                 if isinstance(cls, type) and issubclass(cls, errors.VortaError):
-                    reason = "CHECKPOINT_INVALID" if cls is errors.FailedPrecondition else None
-                    return cls(raised[2], reason=reason)
+                    reason = raised[2] or ("CHECKPOINT_INVALID" if cls is errors.FailedPrecondition else None)
+                    return cls(raised[3], reason=reason)
         last = next((line for line in reversed(self._tail) if line.strip()), "")
         detail = f": {last.strip()}" if last else ""
         return errors.Unavailable(f"the worker ended before it was ready ({self._describe_end()}){detail}")

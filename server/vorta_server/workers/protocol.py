@@ -3,9 +3,9 @@
 A worker listens; any number of fronts connect. A stream socket, unlike a message queue, tells at once and reliably
 when the other side died, and the kernel's buffer is the bound on what is in flight. Worker to front: `Hello` once,
 `Stats` now and then. Beside that a generation worker takes `Submit` and `Cancel` and sends `Step` (one message carries
-the events of every request of that connection); and calls, which have one reply each: `Tokenize` and `Detokenize` there,
-`Embed` and `Score` in an encoder's worker, `VectorCall` in the vector worker; `CancelCall` ends one early. `Drain` ends
-any worker.
+the events of every request of that connection); and calls, which have one reply each: `Tokenize` and `Detokenize`
+there, `Embed` and `Score` in an encoder's worker, `VectorCall` in the vector worker; `CancelCall` ends one early.
+`Drain` ends any worker.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from vorta_server.engine.request import Event, Failure, SamplingParams
 from vorta_server.vectors.operation import Operation, Result
 
 __all__ = [
+    "DOCUMENT_PROMPTS",
     "HEADER",
     "MAX_MESSAGE_BYTES",
+    "QUERY_PROMPTS",
     "CallMessage",
     "CallReply",
     "Cancel",
@@ -52,7 +54,12 @@ __all__ = [
     "decode_front_message",
     "decode_worker_message",
     "encode",
+    "failed_reply",
 ]
+
+# Under what names models know the prompts of a search's two sides.
+QUERY_PROMPTS = ("query", "search_query")
+DOCUMENT_PROMPTS = ("document", "passage", "search_document")
 
 HEADER = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -320,6 +327,16 @@ CallMessage = Embed | Score | VectorCall
 CallReply = TokenizeReply | DetokenizeReply | EmbedReply | ScoreReply | VectorReply
 FrontMessage = Submit | Cancel | Tokenize | Detokenize | Embed | Score | VectorCall | CancelCall | Drain
 WorkerMessage = Hello | Step | Stats | TokenizeReply | DetokenizeReply | EmbedReply | ScoreReply | VectorReply
+
+
+def failed_reply(message: CallMessage, failure: Failure) -> CallReply:
+    """The reply that says why a call failed."""
+    if isinstance(message, Embed):
+        return EmbedReply(call_id=message.call_id, failure=failure)
+    if isinstance(message, Score):
+        return ScoreReply(call_id=message.call_id, failure=failure)
+    return VectorReply(call_id=message.call_id, failure=failure)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _front_decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)

@@ -28,7 +28,7 @@ __all__ = ["HOST_COMMAND", "RestartConfig", "Supervisor"]
 
 logger = logging.getLogger(__name__)
 
-HOST_COMMAND = (sys.executable, "-m", "vorta_server.workers.host")
+HOST_COMMAND = (sys.executable, "-m", "vorta_server.workers.main")
 
 ConfigFactory = Callable[[ModelEntry, str], WorkerConfig]
 """Makes a worker's config from its model and its socket path. Raises VortaError when the model's source is wrong."""
@@ -65,6 +65,7 @@ class Supervisor:
         restart: Limits.
         make_config: Makes a worker's config.
         socket_dir: Where the sockets are made. Needed, and there, from the first start on.
+        socket_prefix: How their names begin, different for each supervisor of a folder.
         default_grace_s: Grace of an unload that names none.
         command: The worker program.
     """
@@ -77,6 +78,7 @@ class Supervisor:
         restart: RestartConfig,
         make_config: ConfigFactory,
         socket_dir: Path | None = None,
+        socket_prefix: str = "worker",
         default_grace_s: float,
         default_precision: str = "int8",
         command: Sequence[str] = HOST_COMMAND,
@@ -86,6 +88,7 @@ class Supervisor:
         self._restart = restart
         self._make_config = make_config
         self.socket_dir = socket_dir
+        self._socket_prefix = socket_prefix
         self._default_grace_s = default_grace_s
         self._default_precision = default_precision
         self._command = command
@@ -185,7 +188,7 @@ class Supervisor:
             metrics=self._metrics,
             restart=self._restart,
             make_config=self._make_config,
-            socket_path=self.socket_dir / f"worker-{self._num_started}.sock",
+            socket_path=self.socket_dir / f"{self._socket_prefix}-{self._num_started}.sock",
             command=self._command,
         )
         self._keepers[entry.model] = keeper
@@ -321,6 +324,7 @@ class _Keeper:
             state=ModelState.SERVING,
             error="",
             card=process.card,
+            kind=process.card.kind,
             channel=process.channel,
             worker_pid=process.pid,
             load_time_s=time.time(),

@@ -104,9 +104,13 @@ class WorkerTransport:
 
     def send(self, connection: Connection, message: WorkerMessage) -> None:
         """Sends a message, or keeps what the socket does not take now. Dropped when the connection is lost."""
+        if connection.is_open:
+            self.send_frames(connection, encode(message))
+
+    def send_frames(self, connection: Connection, frame: bytearray) -> None:
+        """The same with one or several messages that are encoded already."""
         if not connection.is_open:
             return
-        frame = encode(message)
         if connection.unsent:
             connection.unsent += frame
             if len(connection.unsent) > self._max_unsent_bytes:

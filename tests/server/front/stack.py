@@ -14,7 +14,9 @@ from vorta.errors import VortaError
 from vorta.v1 import admin_pb2, inference_pb2, inference_pb2_grpc
 from vorta.wire import error_from_rpc
 from vorta_server.front.admin_service import AdminService, ServerFacts
+from vorta_server.front.answer import Grounder
 from vorta_server.front.chain import InterceptorChain
+from vorta_server.front.embedder import Embedder
 from vorta_server.front.generation import GenerationTable
 from vorta_server.front.health import SERVICE_NAME, HealthService
 from vorta_server.front.inference_service import InferenceConfig, InferenceService
@@ -26,6 +28,7 @@ from vorta_server.front.method import bind_service
 from vorta_server.front.resume import ResumeBudget
 from vorta_server.front.server import GrpcConfig, GrpcServer
 from vorta_server.front.stream import WritePacer
+from vorta_server.front.vector_store import VectorStore
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
@@ -66,7 +69,7 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.worker = ScriptedWorker(folder / "worker.sock")
         self.metrics = Metrics()
-        self.registry = ModelRegistry(default_model="scripted")
+        self.registry = ModelRegistry(default_models={"generation": "scripted"})
         self.pacer = WritePacer(write_cost_s=0.0, write_share=1.0, max_interval_s=0.0)
         self.budget = ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 16)
         self.config = InferenceConfig(max_buffered_bytes_per_stream=1 << 20)
@@ -87,6 +90,7 @@ class Stack:
                 source="/models/scripted",
                 precision="fp32",
                 state=ModelState.SERVING,
+                kind="generation",
                 card=self.worker.card,
                 channel=self.link,
             )
@@ -97,9 +101,10 @@ class Stack:
                 pacer=self.pacer,
                 resume_budget=self.budget,
                 config=self.config,
+                grounder=Grounder(store=VectorStore(None), embedder=Embedder(registry=self.registry)),
             )
             names = (INFERENCE.full_name, ADMIN.full_name)
-            self.health = HealthService(self.registry, services=names, needing_model=names[:1])
+            self.health = HealthService(self.registry, services=names, needed_kinds={names[0]: "generation"})
             admin = AdminService(
                 registry=self.registry,
                 loader=self.loader,

@@ -28,7 +28,7 @@ class Nursery:
         self.folder = folder
         self.marker = folder / "starts"
         self.metrics = Metrics()
-        self.registry = ModelRegistry(default_model="m")
+        self.registry = ModelRegistry(default_models={"generation": "m"})
         self.states: list[ModelState] = []
         self.changed = asyncio.Event()
         self.registry.listen(self._listen)
@@ -90,7 +90,7 @@ async def test_a_model_serves_and_is_stopped(tmp_path):
     await nursery.until(lambda: entry.is_serving)
     assert entry.worker_pid == nursery.pids[0]
     assert os.getpgid(entry.worker_pid) == os.getpgid(0)
-    assert nursery.registry.resolve("").card.model == "scripted"
+    assert nursery.registry.resolve("", "generation").card.model == "scripted"
     await nursery.supervisor.stop(5.0)
     assert nursery.states == [
         ModelState.UNLOADED,
@@ -125,7 +125,7 @@ async def test_a_worker_that_keeps_dying_makes_its_model_failed_and_is_tried_aga
     assert len(nursery.pids) == 2
     assert "exit code 3" in entry.error
     with pytest.raises(Unavailable) as caught:
-        nursery.registry.resolve("m")
+        nursery.registry.resolve("m", "generation")
     assert caught.value.metadata["state"] == "FAILED"
     await nursery.until(lambda: entry.restart_count >= 3)
     await nursery.supervisor.stop(0.0)

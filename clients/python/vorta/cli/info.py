@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
     if info.start_time is not None:
         print(f"started        {info.start_time:%Y-%m-%d %H:%M:%S} UTC")
     print(f"default model  {info.default_model or '-'}")
+    print(f"embedding      {info.default_embedding_model or '-'}")
+    print(f"reranking      {info.default_rerank_model or '-'}")
     print(f"largest call   {info.max_message_bytes} bytes")
     print(f"draining       {'yes' if info.is_draining else 'no'}")
     for service in info.services:

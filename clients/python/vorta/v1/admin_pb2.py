@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vorta/v1/admin.proto\x12\x08vorta.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x02\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.vorta.v1.ModelKind\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.vorta.v1.ModelState\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x15\n\rmax_model_len\x18\x08 \x01(\x05\x12\x12\n\nvocab_size\x18\t \x01(\x05\x12\x17\n\x0fparameter_count\x18\n \x01(\x03\x12\x12\n\nis_default\x18\x0b \x01(\x08\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x12-\n\tload_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x04load\x18\x0e \x01(\x0b\x32\x13.vorta.v1.ModelLoad\"z\n\tModelLoad\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x0e\n\x06kv_use\x18\x03 \x01(\x01\x12\x15\n\rrestart_count\x18\x04 \x01(\x05\x12\x12\n\nworker_pid\x18\x05 \x01(\x03\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.vorta.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.vorta.v1.Model\"r\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x1a\n\rmax_model_len\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_max_model_len\"3\n\x11LoadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.vorta.v1.Model\"E\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07grace_s\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\n\n\x08_grace_s\"5\n\x13UnloadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.vorta.v1.Model\"\x16\n\x14GetServerInfoRequest\"\xb1\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rdefault_model\x18\x03 \x01(\t\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x05\x12\x13\n\x0bis_draining\x18\x05 \x01(\x08\x12\x10\n\x08services\x18\x06 \x03(\t*\xa7\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x17\n\x13MODEL_STATE_SERVING\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*\\\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_KIND_GENERATION\x10\x01\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x02\x32\xc2\x04\n\x0c\x41\x64minService\x12\x64\n\nListModels\x12\x1b.vorta.v1.ListModelsRequest\x1a\x1c.vorta.v1.ListModelsResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/admin/models\x12i\n\x08GetModel\x12\x19.vorta.v1.GetModelRequest\x1a\x1a.vorta.v1.GetModelResponse\"&\x90\x02\x01\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/admin/models/{model=**}\x12t\n\tLoadModel\x12\x1a.vorta.v1.LoadModelRequest\x1a\x1b.vorta.v1.LoadModelResponse\".\x90\x02\x02\x82\xd3\xe4\x93\x02%\" /v1/admin/models/{model=**}:load:\x01*\x12|\n\x0bUnloadModel\x12\x1c.vorta.v1.UnloadModelRequest\x1a\x1d.vorta.v1.UnloadModelResponse\"0\x90\x02\x02\x82\xd3\xe4\x93\x02\'\"\"/v1/admin/models/{model=**}:unload:\x01*\x12m\n\rGetServerInfo\x12\x1e.vorta.v1.GetServerInfoRequest\x1a\x1f.vorta.v1.GetServerInfoResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/admin/serverb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vorta/v1/admin.proto\x12\x08vorta.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x03\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.vorta.v1.ModelKind\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.vorta.v1.ModelState\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x15\n\rmax_model_len\x18\x08 \x01(\x05\x12\x12\n\nvocab_size\x18\t \x01(\x05\x12\x17\n\x0fparameter_count\x18\n \x01(\x03\x12\x12\n\nis_default\x18\x0b \x01(\x08\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x12-\n\tload_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x04load\x18\x0e \x01(\x0b\x32\x13.vorta.v1.ModelLoad\x12\x11\n\tdimension\x18\x0f \x01(\x05\x12\x14\n\x0cprompt_names\x18\x10 \x03(\t\"z\n\tModelLoad\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x0e\n\x06kv_use\x18\x03 \x01(\x01\x12\x15\n\rrestart_count\x18\x04 \x01(\x05\x12\x12\n\nworker_pid\x18\x05 \x01(\x03\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.vorta.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.vorta.v1.Model\"r\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x1a\n\rmax_model_len\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_max_model_len\"3\n\x11LoadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.vorta.v1.Model\"E\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07grace_s\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\n\n\x08_grace_s\"5\n\x13UnloadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.vorta.v1.Model\"\x16\n\x14GetServerInfoRequest\"\xf0\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rdefault_model\x18\x03 \x01(\t\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x05\x12\x13\n\x0bis_draining\x18\x05 \x01(\x08\x12\x10\n\x08services\x18\x06 \x03(\t\x12\x1f\n\x17\x64\x65\x66\x61ult_embedding_model\x18\x07 \x01(\t\x12\x1c\n\x14\x64\x65\x66\x61ult_rerank_model\x18\x08 \x01(\t*\xa7\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x17\n\x13MODEL_STATE_SERVING\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*s\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_KIND_GENERATION\x10\x01\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x02\x12\x15\n\x11MODEL_KIND_RERANK\x10\x03\x32\xc2\x04\n\x0c\x41\x64minService\x12\x64\n\nListModels\x12\x1b.vorta.v1.ListModelsRequest\x1a\x1c.vorta.v1.ListModelsResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/admin/models\x12i\n\x08GetModel\x12\x19.vorta.v1.GetModelRequest\x1a\x1a.vorta.v1.GetModelResponse\"&\x90\x02\x01\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/admin/models/{model=**}\x12t\n\tLoadModel\x12\x1a.vorta.v1.LoadModelRequest\x1a\x1b.vorta.v1.LoadModelResponse\".\x90\x02\x02\x82\xd3\xe4\x93\x02%\" /v1/admin/models/{model=**}:load:\x01*\x12|\n\x0bUnloadModel\x12\x1c.vorta.v1.UnloadModelRequest\x1a\x1d.vorta.v1.UnloadModelResponse\"0\x90\x02\x02\x82\xd3\xe4\x93\x02\'\"\"/v1/admin/models/{model=**}:unload:\x01*\x12m\n\rGetServerInfo\x12\x1e.vorta.v1.GetServerInfoRequest\x1a\x1f.vorta.v1.GetServerInfoResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/admin/serverb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,34 +43,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMINSERVICE'].methods_by_name['UnloadModel']._serialized_options = b'\220\002\002\202\323\344\223\002\'\"\"/v1/admin/models/{model=**}:unload:\001*'
   _globals['_ADMINSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001\202\323\344\223\002\022\022\020/v1/admin/server'
-  _globals['_MODELSTATE']._serialized_start=1238
-  _globals['_MODELSTATE']._serialized_end=1405
-  _globals['_MODELKIND']._serialized_start=1407
-  _globals['_MODELKIND']._serialized_end=1499
+  _globals['_MODELSTATE']._serialized_start=1342
+  _globals['_MODELSTATE']._serialized_end=1509
+  _globals['_MODELKIND']._serialized_start=1511
+  _globals['_MODELKIND']._serialized_end=1626
   _globals['_MODEL']._serialized_start=98
-  _globals['_MODEL']._serialized_end=450
-  _globals['_MODELLOAD']._serialized_start=452
-  _globals['_MODELLOAD']._serialized_end=574
-  _globals['_LISTMODELSREQUEST']._serialized_start=576
-  _globals['_LISTMODELSREQUEST']._serialized_end=595
-  _globals['_LISTMODELSRESPONSE']._serialized_start=597
-  _globals['_LISTMODELSRESPONSE']._serialized_end=650
-  _globals['_GETMODELREQUEST']._serialized_start=652
-  _globals['_GETMODELREQUEST']._serialized_end=684
-  _globals['_GETMODELRESPONSE']._serialized_start=686
-  _globals['_GETMODELRESPONSE']._serialized_end=736
-  _globals['_LOADMODELREQUEST']._serialized_start=738
-  _globals['_LOADMODELREQUEST']._serialized_end=852
-  _globals['_LOADMODELRESPONSE']._serialized_start=854
-  _globals['_LOADMODELRESPONSE']._serialized_end=905
-  _globals['_UNLOADMODELREQUEST']._serialized_start=907
-  _globals['_UNLOADMODELREQUEST']._serialized_end=976
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=978
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1031
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1033
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1055
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1058
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1235
-  _globals['_ADMINSERVICE']._serialized_start=1502
-  _globals['_ADMINSERVICE']._serialized_end=2080
+  _globals['_MODEL']._serialized_end=491
+  _globals['_MODELLOAD']._serialized_start=493
+  _globals['_MODELLOAD']._serialized_end=615
+  _globals['_LISTMODELSREQUEST']._serialized_start=617
+  _globals['_LISTMODELSREQUEST']._serialized_end=636
+  _globals['_LISTMODELSRESPONSE']._serialized_start=638
+  _globals['_LISTMODELSRESPONSE']._serialized_end=691
+  _globals['_GETMODELREQUEST']._serialized_start=693
+  _globals['_GETMODELREQUEST']._serialized_end=725
+  _globals['_GETMODELRESPONSE']._serialized_start=727
+  _globals['_GETMODELRESPONSE']._serialized_end=777
+  _globals['_LOADMODELREQUEST']._serialized_start=779
+  _globals['_LOADMODELREQUEST']._serialized_end=893
+  _globals['_LOADMODELRESPONSE']._serialized_start=895
+  _globals['_LOADMODELRESPONSE']._serialized_end=946
+  _globals['_UNLOADMODELREQUEST']._serialized_start=948
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1017
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1019
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1072
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1074
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1096
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1099
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1339
+  _globals['_ADMINSERVICE']._serialized_start=1629
+  _globals['_ADMINSERVICE']._serialized_end=2207
 # @@protoc_insertion_point(module_scope)

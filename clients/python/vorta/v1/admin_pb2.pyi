@@ -25,6 +25,7 @@ class ModelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_KIND_UNSPECIFIED: _ClassVar[ModelKind]
     MODEL_KIND_GENERATION: _ClassVar[ModelKind]
     MODEL_KIND_EMBEDDING: _ClassVar[ModelKind]
+    MODEL_KIND_RERANK: _ClassVar[ModelKind]
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_UNLOADED: ModelState
 MODEL_STATE_LOADING: ModelState
@@ -34,9 +35,10 @@ MODEL_STATE_FAILED: ModelState
 MODEL_KIND_UNSPECIFIED: ModelKind
 MODEL_KIND_GENERATION: ModelKind
 MODEL_KIND_EMBEDDING: ModelKind
+MODEL_KIND_RERANK: ModelKind
 
 class Model(_message.Message):
-    __slots__ = ("model", "kind", "state", "source", "architecture", "precision", "device", "max_model_len", "vocab_size", "parameter_count", "is_default", "error", "load_time", "load")
+    __slots__ = ("model", "kind", "state", "source", "architecture", "precision", "device", "max_model_len", "vocab_size", "parameter_count", "is_default", "error", "load_time", "load", "dimension", "prompt_names")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,8 @@ class Model(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LOAD_TIME_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_NAMES_FIELD_NUMBER: _ClassVar[int]
     model: str
     kind: ModelKind
     state: ModelState
@@ -65,7 +69,9 @@ class Model(_message.Message):
     error: str
     load_time: _timestamp_pb2.Timestamp
     load: ModelLoad
-    def __init__(self, model: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., is_default: _Optional[bool] = ..., error: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load: _Optional[_Union[ModelLoad, _Mapping]] = ...) -> None: ...
+    dimension: int
+    prompt_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., is_default: _Optional[bool] = ..., error: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., load: _Optional[_Union[ModelLoad, _Mapping]] = ..., dimension: _Optional[int] = ..., prompt_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelLoad(_message.Message):
     __slots__ = ("running_requests", "waiting_requests", "kv_use", "restart_count", "worker_pid")
@@ -140,17 +146,21 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "start_time", "default_model", "max_message_bytes", "is_draining", "services")
+    __slots__ = ("version", "start_time", "default_model", "max_message_bytes", "is_draining", "services", "default_embedding_model", "default_rerank_model")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IS_DRAINING_FIELD_NUMBER: _ClassVar[int]
     SERVICES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_EMBEDDING_MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_RERANK_MODEL_FIELD_NUMBER: _ClassVar[int]
     version: str
     start_time: _timestamp_pb2.Timestamp
     default_model: str
     max_message_bytes: int
     is_draining: bool
     services: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., default_model: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., is_draining: _Optional[bool] = ..., services: _Optional[_Iterable[str]] = ...) -> None: ...
+    default_embedding_model: str
+    default_rerank_model: str
+    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., default_model: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., is_draining: _Optional[bool] = ..., services: _Optional[_Iterable[str]] = ..., default_embedding_model: _Optional[str] = ..., default_rerank_model: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,55 @@
+"""The artifact that a worker serves: the source itself, or what a checkpoint is compiled into on first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vorta.errors import FailedPrecondition, Unavailable
+from vorta_kernels import cpu
+from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
+from vorta_server.registry.source import model_kind
+from vorta_server.workers.config import WorkerConfig
+
+__all__ = ["served_artifact"]
+
+
+def served_artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
+    """The artifact to serve, compiled first when the source is a checkpoint.
+
+    An encoder is compiled in int8 where int4 is the server's precision: it has no int4.
+
+    Raises:
+        FailedPrecondition: The checkpoint or artifact is at fault (CHECKPOINT_INVALID).
+        Unavailable: Another process is compiling it.
+    """
+    source = Path(config.source)
+    try:
+        if is_artifact(source):
+            return source, load_manifest(source)
+        from vorta_server.compiler.cache import CacheBusyError, artifact_for  # brings onnx, which serving does not need
+        from vorta_server.compiler.checkpoint import CheckpointError
+
+        precision = config.precision
+        if precision == "int4" and model_kind(source) in ("embedding", "rerank"):
+            precision = "int8"
+        try:
+            compiled = artifact_for(
+                source,
+                precision=precision,
+                kernels="vorta" if cpu.is_available() else "portable",
+                cache_dir=Path(config.cache_dir),
+                max_model_len=config.max_model_len,
+            )
+        except CheckpointError as error:
+            raise _invalid(error, error.path or source, error.field) from error
+        except CacheBusyError as error:
+            raise Unavailable(str(error), retry_delay_s=10.0) from error
+        return compiled, load_manifest(compiled, verify=False)
+    except ArtifactError as error:
+        raise _invalid(error, error.path, error.field) from error
+    except StorageError as error:
+        raise FailedPrecondition(str(error), reason="CHECKPOINT_INVALID", metadata={"path": error.out}) from error
+
+
+def _invalid(error: Exception, path: Path, field: str | None) -> FailedPrecondition:
+    return FailedPrecondition(str(error), reason="CHECKPOINT_INVALID", metadata={"path": path}, field=field)
