@@ -1,0 +1,458 @@
+"""Searches of one collection: by vector, by words or by both, filtered, grouped. On the worker's thread.
+
+Searches with equal options are computed together: their queries are one batch for each segment. A filtered search of a
+segment takes whichever is estimated to be faster, comparing with the rows that pass or looking through the index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vorta.errors import InvalidArgument, NotFound
+from vorta_server.vectors.checks import check_search
+from vorta_server.vectors.collection import VectorCollection
+from vorta_server.vectors.filtering import CompiledFilter, compile_filter, match_any_word, words_of
+from vorta_server.vectors.fusion import fuse
+from vorta_server.vectors.index import Found, Matrix, scan, set_threads, worst_score
+from vorta_server.vectors.operation import Condition, Filter, Group, Hit, Search, SearchResult, SearchResults
+from vorta_server.vectors.payloads import values_at
+from vorta_server.vectors.planning import FilterView, filtered_width
+from vorta_server.vectors.segment import Segment
+
+__all__ = [
+    "PreparedSearch",
+    "Views",
+    "complete_columns",
+    "filter_views",
+    "prepare_search",
+    "run_searches",
+    "settle_views",
+]
+
+_MIN_CANDIDATES = 100
+_CANDIDATE_FACTOR = 4
+_MIN_GROUP_HITS = 64
+_MAX_GROUP_HITS = 10_000
+
+# Below so many queries a second thread costs more than it brings.
+_PARALLEL_QUERIES = 8
+
+# Widths beyond this are no search of a graph any more.
+_MAX_WIDTH = 8_192
+
+Views = list[FilterView] | None
+"""What a filter lets through, one view for each of the collection's segments; None for no filter."""
+
+Ranked = list[tuple[int, float]]
+"""Rows and scores, best first."""
+
+Candidate = tuple[int, float, float | None, float | None]
+"""Row, score, and under hybrid search the scores of both sides."""
+
+
+@dataclasses.dataclass(eq=False)
+class PreparedSearch:
+    """A search that was checked.
+
+    Attributes:
+        search: What is asked.
+        queries: Shape (queries, dimension), or None for words alone.
+        own_rows: Rows that are not among the hits of each query: the points that are the queries.
+        words: Of each query; empty without words.
+        compiled: The filter.
+        num_queries: How many.
+        depth: Hits that each side gives for each query.
+    """
+
+    search: Search
+    queries: Matrix | None
+    own_rows: list[int]
+    words: list[list[str]]
+    compiled: CompiledFilter | None
+    num_queries: int
+    depth: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for searches whose vector sides can be computed as one batch."""
+        search = self.search
+        filter_key = self.compiled.key if self.compiled is not None else None
+        return (filter_key, self.depth, search.exact, search.ef_search, search.num_probes, self.queries is None)
+
+
+def prepare_search(collection: VectorCollection, search: Search) -> PreparedSearch:
+    """Checks a search.
+
+    Raises:
+        InvalidArgument: Naming the field.
+        NotFound: POINT_NOT_FOUND for a query by the id of no point.
+    """
+    config = collection.config
+    check_search(search, config)
+    num_queries = len(search.texts) or len(search.ids)
+    queries: Matrix | None = None
+    own_rows: list[int] = []
+    if search.vectors:
+        queries = collection.read_queries(search.vectors, num_queries or None)
+    elif search.ids:
+        queries, own_rows = _queries_by_id(collection, search.ids)
+    if queries is not None:
+        num_queries = len(queries)
+    if num_queries > config.max_queries:
+        raise InvalidArgument(f"There are more than {config.max_queries} queries.", field="queries")
+    words: list[list[str]] = []
+    if search.texts:
+        if not collection.text_fields:
+            raise InvalidArgument(f"{collection.definition.name} has no text fields to search.", field="text")
+        words = [words_of(text, config.max_text_words) for text in search.texts]
+    compiled = None
+    if search.filter is not None:
+        compiled = compile_filter(search.filter, collection.kinds, collection.text_fields, config)
+        if not (search.filter.must or search.filter.should or search.filter.must_not):
+            compiled = None
+    depth = search.limit + search.offset
+    if search.group_by:
+        depth = min(max(_MIN_GROUP_HITS, 2 * depth * search.group_size), _MAX_GROUP_HITS)
+    if words and queries is not None:
+        depth = search.num_candidates or max(_MIN_CANDIDATES, _CANDIDATE_FACTOR * (search.limit + search.offset))
+    return PreparedSearch(search, queries, own_rows, words, compiled, num_queries, depth)
+
+
+def _queries_by_id(collection: VectorCollection, ids: Sequence[str]) -> tuple[Matrix, list[int]]:
+    rows = collection.store.rows_of(ids)
+    vectors = []
+    for index, point_id in enumerate(ids):
+        found = collection.locate(rows[point_id]) if point_id in rows else None
+        if found is None:
+            raise NotFound(
+                f"{collection.definition.name} has no point {point_id[:256]!r}.",
+                reason="POINT_NOT_FOUND",
+                metadata={"field": f"ids[{index}]", "id": point_id[:256]},
+            )
+        segment, position = found
+        vectors.append(segment.vectors[position])
+    return np.array(vectors, np.float32), [rows[point_id] for point_id in ids]
+
+
+def filter_views(collection: VectorCollection, compiled: CompiledFilter | None) -> Views:
+    """What a filter lets through. The segments' columns must be complete for it."""
+    if compiled is None:
+        return None
+    found_rows: list[Any] | None = None
+    views = []
+    for segment in collection.segments:
+        view = collection.views.get(segment, compiled.key)
+        if view is None:
+            if found_rows is None:
+                found_rows = compiled.look_up(collection.store)
+            mask = compiled.mask(segment.rows, segment.columns, found_rows)
+            view = collection.views.make(segment, compiled.key, mask)
+        views.append(view)
+    return views
+
+
+def settle_views(collection: VectorCollection, compiled: CompiledFilter | None) -> None:
+    """Counts what the views of a filter take after their use."""
+    if compiled is not None:
+        for segment in list(collection.segments):
+            collection.views.settle(segment, compiled.key)
+
+
+def run_searches(collection: VectorCollection, batch: Sequence[PreparedSearch]) -> list[SearchResults]:
+    """Answers searches of equal keys."""
+    compiled = batch[0].compiled
+    views = filter_views(collection, compiled)
+    runner = _Runner(collection, views)
+    ranked: list[Ranked] = []
+    strategy = "text"
+    if batch[0].queries is not None:
+        queries = np.concatenate([prepared.queries for prepared in batch if prepared.queries is not None])
+        extra = 1 if any(prepared.own_rows for prepared in batch) else 0
+        ranked, strategy = runner.dense(np.ascontiguousarray(queries), batch[0].depth + extra, batch[0].search)
+    results = []
+    start = 0
+    for prepared in batch:
+        part = ranked[start : start + prepared.num_queries]
+        start += prepared.num_queries if prepared.queries is not None else 0
+        results.append(SearchResults(results=list(_answers(runner, prepared, part, strategy))))
+    settle_views(collection, compiled)
+    return results
+
+
+def _answers(runner: _Runner, prepared: PreparedSearch, ranked: list[Ranked], strategy: str) -> Iterator[SearchResult]:
+    search = prepared.search
+    for number in range(prepared.num_queries):
+        candidates: list[Candidate]
+        dense: Ranked = ranked[number] if prepared.queries is not None else []
+        if prepared.own_rows:
+            own = prepared.own_rows[number]
+            dense = [item for item in dense if item[0] != own][: prepared.depth]
+        if prepared.words:
+            text = runner.text(prepared.words[number], prepared.depth)
+            if prepared.queries is None:
+                candidates = [(row, score, None, None) for row, score in text]
+            else:
+                strategy = "hybrid"
+                candidates = fuse(
+                    dense,
+                    text,
+                    fusion=search.fusion,
+                    dense_weight=search.dense_weight,
+                    rrf_k=search.rrf_k,
+                    is_less_better=runner.is_less_better,
+                )
+        else:
+            candidates = [(row, score, None, None) for row, score in dense]
+        if search.score_threshold is not None:
+            is_less_better = runner.is_less_better and not prepared.words
+            limit = search.score_threshold
+            candidates = [c for c in candidates if (c[1] <= limit if is_less_better else c[1] >= limit)]
+        if search.group_by:
+            groups = _Grouping(runner, prepared, number).groups(candidates)
+            yield SearchResult(groups=groups, strategy=strategy)
+        else:
+            page = candidates[search.offset : search.offset + search.limit]
+            yield SearchResult(hits=runner.hits(page, search), strategy=strategy)
+
+
+class _Runner:
+    """Searches one collection under one filter."""
+
+    def __init__(self, collection: VectorCollection, views: Views) -> None:
+        self.collection = collection
+        self.views = views
+        self.is_less_better = collection.distance == "l2"
+
+    def dense(self, queries: Matrix, k: int, search: Search) -> tuple[list[Ranked], str]:
+        """The best rows by vector of each query, and how they were found."""
+        collection = self.collection
+        set_threads(collection.config.search_threads if len(queries) >= _PARALLEL_QUERIES else 1)
+        parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
+        used_index = False
+        for number, segment in enumerate(collection.segments):
+            if not segment.num_alive:
+                continue
+            view = self.views[number] if self.views is not None else None
+            if view is not None:
+                if not view.count:
+                    continue
+                (scores, positions), by_index = self._filtered(segment, view, queries, k, search)
+            else:
+                (scores, positions), by_index = self._unfiltered(segment, queries, k, search)
+            used_index |= by_index
+            rows = segment.rows[np.maximum(positions, 0)]
+            rows[positions < 0] = -1
+            parts.append((scores, rows))
+        names = ("filtered_exact", "filtered_index") if self.views is not None else ("exact", "index")
+        return self._merged(parts, len(queries), k), names[used_index]
+
+    def _unfiltered(self, segment: Segment, queries: Matrix, k: int, search: Search) -> tuple[Found, bool]:
+        k = min(k, segment.num_rows)
+        if search.exact or segment.index is None:
+            return segment.scan(queries, k), False
+        index = self.collection.definition.index
+        ef, probes = search.ef_search or index.ef_search, search.num_probes or index.num_probes
+        return segment.search(queries, k, ef=ef, probes=probes), True
+
+    def _filtered(
+        self, segment: Segment, view: FilterView, queries: Matrix, k: int, search: Search
+    ) -> tuple[Found, bool]:
+        costs, config, index = self.collection.costs, self.collection.config, self.collection.definition.index
+        count, num_queries = view.count, len(queries)
+        k = min(k, count)
+        is_gathered = view.gathered is not None
+        exact_s = costs.exact_s(count, num_queries, is_gathered=is_gathered)
+        start_s = time.perf_counter()
+        if segment.index is not None and not search.exact:
+            ef = search.ef_search or index.ef_search
+            probes = search.num_probes or index.num_probes
+            if segment.kind == "ivf_pq":
+                width = probes = _widened_probes(segment, probes, count)
+                index_s, unit = costs.cells_s(width, num_queries), "probe_s"
+            else:
+                width = ef = filtered_width(ef, k, count / segment.num_rows)
+                index_s, unit = costs.graph_s(width, num_queries), "ef_s"
+            if index_s < exact_s and width <= _MAX_WIDTH:
+                found = segment.index.search(queries, k, ef=ef, probes=probes, selector=view.selector)
+                costs.note(unit, width * num_queries, time.perf_counter() - start_s)
+                return found, True
+        num_bytes = 4 * count * queries.shape[1]
+        if is_gathered or num_bytes <= config.cache_bytes // 4:
+            gathered = view.gather()
+            gathered_s = time.perf_counter()
+            if not is_gathered:
+                costs.note("gather_row_s", count, gathered_s - start_s)
+            scores, positions = scan(queries, gathered, k, self.collection.distance)
+            costs.note("scan_row_s", count * num_queries, time.perf_counter() - gathered_s)
+            return (scores, view.positions[positions]), False
+        return scan(queries, segment.vectors[: view.num_rows], k, self.collection.distance, view.selector), False
+
+    def _merged(self, parts: Sequence[Found], num_queries: int, k: int) -> list[Ranked]:
+        if not parts:
+            return [[] for _ in range(num_queries)]
+        scores = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts], axis=1)
+        rows = parts[0][1] if len(parts) == 1 else np.concatenate([part[1] for part in parts], axis=1)
+        if len(parts) > 1:
+            scores = np.where(rows < 0, worst_score(self.collection.distance), scores)
+            order = np.argsort(scores if self.is_less_better else -scores, axis=1, kind="stable")[:, :k]
+            scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        return [
+            [(row, score) for row, score in zip(some, good, strict=True) if row >= 0]
+            for some, good in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def text(self, words: list[str], k: int) -> Ranked:
+        """The best rows by words."""
+        if not words:
+            return []
+        match = match_any_word(words)
+        limit = k if self.views is None else 4 * k
+        while True:
+            # The database may be ahead of what was applied here: rows that are not here yet are not seen.
+            found = self.collection.store.text_hits(match, limit)
+            kept = [(row, score) for row, score in found if self._passes(row)][:k]
+            if len(kept) == k or len(found) < limit:
+                return kept
+            limit *= 4
+
+    def _passes(self, row: int) -> bool:
+        found = self.collection.locate(row)
+        if found is None:
+            return False
+        if self.views is None:
+            return True
+        segment, position = found
+        view = self.views[self.collection.segments.index(segment)]
+        return position < view.num_rows and bool(view.mask[position])
+
+    def hits(self, page: Sequence[Candidate], search: Search) -> list[Hit]:
+        """Hits with what the search wants to see of them."""
+        store = self.collection.store
+        rows = [row for row, *_ in page]
+        payloads = store.payloads_of(rows) if search.with_payload else None
+        vectors = store.vectors_of(rows) if search.with_vector else None
+        hits = []
+        for row, score, dense_score, text_score in page:
+            found = self.collection.locate(row)
+            if found is None:
+                continue
+            segment, position = found
+            hit = Hit(id=segment.ids[position], score=score, dense_score=dense_score, text_score=text_score)
+            if payloads is not None:
+                hit.payload = payloads.get(row, "")
+            if vectors is not None:
+                hit.vector = vectors.get(row, b"")
+            hits.append(hit)
+        return hits
+
+
+def _widened_probes(segment: Segment, probes: int, count: int) -> int:
+    """Cells to look at so that about as many passing rows are seen as without a filter, all at most."""
+    index = segment.index
+    assert index is not None
+    base = probes or int(index.faiss_index.nprobe)
+    return min(int(index.faiss_index.nlist), max(base, round(base * (segment.num_rows / count) ** 0.5)))
+
+
+class _Grouping:
+    """Makes groups of one query's hits: those of more hits where they are too few, each filled by a search of its own."""
+
+    def __init__(self, runner: _Runner, prepared: PreparedSearch, number: int) -> None:
+        self._runner = runner
+        self._prepared = prepared
+        self._search = prepared.search
+        self._number = number
+
+    def groups(self, candidates: list[Candidate]) -> list[Group]:
+        """The groups, by their best hit."""
+        search, collection = self._search, self._runner.collection
+        wanted = search.limit + search.offset
+        grouped = self._grouped(candidates)
+        depth = self._prepared.depth
+        if self._can_go_on:
+            while len(grouped) < wanted and depth < min(collection.num_points, 1 << 20):
+                depth *= 4
+                candidates = self._more(None, depth)
+                grouped = self._grouped(candidates)
+        page = grouped[search.offset : wanted]
+        groups = []
+        for value, members in page:
+            if len(members) < search.group_size and depth < collection.num_points and self._can_go_on:
+                members = self._more(Condition(field=search.group_by, match=value), search.group_size)
+            hits = self._runner.hits(members[: search.group_size], search)
+            if hits:
+                groups.append(Group(value=value, hits=hits))
+        return groups
+
+    @property
+    def _can_go_on(self) -> bool:
+        """Whether deeper searches can be made: those of fused lists have the candidates that they have."""
+        return not (self._prepared.words and self._prepared.queries is not None)
+
+    def _more(self, condition: Condition | None, k: int) -> list[Candidate]:
+        """Hits of the query beyond its first ones, or those of one group."""
+        collection, search, prepared = self._runner.collection, self._search, self._prepared
+        runner = self._runner
+        compiled = None
+        if condition is not None:
+            must = [condition]
+            if search.filter is not None:
+                must.append(Condition(filter=search.filter))
+            compiled = compile_filter(Filter(must=must), collection.kinds, collection.text_fields, collection.config)
+            complete_columns(collection, compiled)
+            runner = _Runner(collection, filter_views(collection, compiled))
+        if prepared.words:
+            ranked = runner.text(prepared.words[self._number], k)
+        else:
+            assert prepared.queries is not None
+            query = np.ascontiguousarray(prepared.queries[self._number : self._number + 1])
+            ranked = runner.dense(query, k + bool(prepared.own_rows), search)[0][0]
+            if prepared.own_rows:
+                ranked = [item for item in ranked if item[0] != prepared.own_rows[self._number]][:k]
+        settle_views(collection, compiled)
+        limit = search.score_threshold
+        is_less_better = self._runner.is_less_better and not prepared.words
+        return [
+            (row, score, None, None)
+            for row, score in ranked
+            if limit is None or (score <= limit if is_less_better else score >= limit)
+        ]
+
+    def _grouped(self, candidates: list[Candidate]) -> list[tuple[str | int | bool, list[Candidate]]]:
+        payloads = self._runner.collection.store.payloads_of([row for row, *_ in candidates])
+        groups: dict[Any, tuple[str | int | bool, list[Any]]] = {}
+        for item in candidates:
+            value = _group_value(payloads.get(item[0], ""), self._search.group_by)
+            if value is not None:
+                # True and 1 are equal keys of a dictionary, and different groups.
+                groups.setdefault((type(value), value), (value, []))[1].append(item)
+        return list(groups.values())
+
+
+def _group_value(payload: str, path: str) -> str | int | bool | None:
+    """What a point is grouped by: a text, whole number or boolean, of several the first; None without one."""
+    for value in values_at(msgspec.json.decode(payload) if payload else None, path):
+        if isinstance(value, float):
+            if value.is_integer():
+                return int(value)
+        elif isinstance(value, str | int | bool):
+            return value
+    return None
+
+
+def complete_columns(collection: VectorCollection, compiled: CompiledFilter) -> None:
+    """Reads what a filter needs of payloads and is not in memory, now."""
+    for segment in collection.segments:
+        paths = segment.columns.missing(compiled.paths, segment.num_rows)
+        if paths:
+            first = segment.columns.start_of(paths)
+            rows = segment.rows
+            payloads = collection.store.payloads_between(int(rows[first]), int(rows[-1]))
+            segment.columns.extend(paths, collection.types, rows, payloads)
