@@ -115,7 +115,8 @@ class VectorCollection:
         if self.distance != "cosine":
             return np.ascontiguousarray(vectors, np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        return vectors / lengths[:, None]
+        prepared: Matrix = vectors / lengths[:, None]
+        return prepared
 
     def read_queries(self, vectors: bytes, count: int | None) -> Matrix:
         """Queries as they are compared, shape (queries, dimension); raises as `read_vectors` does."""

@@ -180,7 +180,8 @@ class _Hnsw(VectorIndex):
 
     @property
     def num_bytes(self) -> int:
-        return self.vectors.nbytes + self.faiss_index.ntotal * (self.faiss_index.hnsw.nb_neighbors(0) * 4 + 24)
+        links = self.faiss_index.hnsw.nb_neighbors(0) * 4 + 24
+        return int(self.vectors.nbytes + self.faiss_index.ntotal * links)
 
 
 class _Sq8(VectorIndex):

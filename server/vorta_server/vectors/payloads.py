@@ -1,7 +1,7 @@
 """Payloads: reading JSON, checking and inferring the types of their fields, finding a field's values.
 
 Every value has a kind, and a field may have values of several: a path whose first value was a number and a later one a
-text answers both tests, each by the values of its kind. Kinds are keyword, integer, float, bool, datetime, geo and text.
+text answers both tests, each by the values of its kind. Kinds are keyword, integer, float, bool, datetime, geo, text.
 A text that reads as a moment is a keyword and a datetime; a declared text or datetime is a keyword as well.
 """
 
@@ -45,7 +45,7 @@ def parse_place(value: Any) -> tuple[float, float] | None:
     if not isinstance(value, dict):
         return None
     lat, lon = value.get("lat"), value.get("lon")
-    if not _is_number(lat) or not _is_number(lon):
+    if lat is None or lon is None or not _is_number(lat) or not _is_number(lon):
         return None
     return (float(lat), float(lon)) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
 

@@ -7,6 +7,7 @@ segment takes whichever is estimated to be faster, comparing with the rows that 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -358,11 +359,12 @@ def _widened_probes(segment: Segment, probes: int, count: int) -> int:
     index = segment.index
     assert index is not None
     base = probes or int(index.faiss_index.nprobe)
-    return min(int(index.faiss_index.nlist), max(base, round(base * (segment.num_rows / count) ** 0.5)))
+    widened = max(base, round(base * math.sqrt(segment.num_rows / count)))
+    return min(int(index.faiss_index.nlist), widened)
 
 
 class _Grouping:
-    """Makes groups of one query's hits: those of more hits where they are too few, each filled by a search of its own."""
+    """Makes groups of one query's hits: of more hits where they are too few, each filled by a search of its own."""
 
     def __init__(self, runner: _Runner, prepared: PreparedSearch, number: int) -> None:
         self._runner = runner

@@ -291,6 +291,9 @@ class WeaviateStore:
     def _search(self, operation: Search) -> Result:
         where = self._where(self._catalog.resolve(operation.collection), operation)
         known = self._catalog.resolve(operation.collection)  # the filter may have made it read anew
+        if operation.group_by and operation.group_by not in known.fields:
+            # A definition that was read while the field was written lacks it, and groups would stay short.
+            known = self._catalog.resolve(operation.collection, max_age_s=0.0)
         return self._searcher.search(operation, known.collection, known.objects, where, known.fields)
 
     def _where(
