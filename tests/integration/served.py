@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vorta.errors import VortaError
-from vorta.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from vorta.v1 import admin_pb2, admin_pb2_grpc, embedding_pb2_grpc, inference_pb2_grpc, vector_pb2_grpc
 from vorta.wire import error_from_rpc
 
 START_TIMEOUT_S = 90.0
@@ -46,8 +47,28 @@ class Served:
     def admin(self) -> admin_pb2_grpc.AdminServiceStub:
         return admin_pb2_grpc.AdminServiceStub(self.channel)
 
-    def model(self) -> admin_pb2.Model:
-        return self.admin.ListModels(admin_pb2.ListModelsRequest(), timeout=10).models[0]
+    @property
+    def embedding(self) -> embedding_pb2_grpc.EmbeddingServiceStub:
+        return embedding_pb2_grpc.EmbeddingServiceStub(self.channel)
+
+    @property
+    def vectors(self) -> vector_pb2_grpc.VectorServiceStub:
+        return vector_pb2_grpc.VectorServiceStub(self.channel)
+
+    def model(self, name: str = "") -> admin_pb2.Model:
+        """The model of this id, or the default one that generates."""
+        name = name or self.admin.GetServerInfo(admin_pb2.GetServerInfoRequest(), timeout=10).default_model
+        return self.admin.GetModel(admin_pb2.GetModelRequest(model=name), timeout=10).model
+
+    def is_ready(self) -> bool:
+        request = health_pb2.HealthCheckRequest()
+        status = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=10).status
+        return bool(status == health_pb2.HealthCheckResponse.SERVING)
+
+    def workers(self) -> dict[int, str]:
+        """The command lines of the server's workers by process id."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
 
     def wait_until_serving(self, timeout_s: float = START_TIMEOUT_S) -> None:
         until = time.monotonic() + timeout_s
@@ -55,7 +76,7 @@ class Served:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()}")
             try:
-                if self.model().state == admin_pb2.MODEL_STATE_SERVING:
+                if self.is_ready():
                     return
             except grpc.RpcError:
                 pass

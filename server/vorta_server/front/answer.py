@@ -156,7 +156,12 @@ async def _fitting(request: inference_pb2.StreamAnswerRequest, texts: list[str],
 
     async def fits(passages: Sequence[str]) -> bool:
         prompt = Prompt(messages=_messages(request, passages), add_generation_prompt=True)
-        return len((await target.channel.tokenize(prompt)).token_ids) <= room
+        try:
+            return len((await target.channel.tokenize(prompt)).token_ids) <= room
+        except InvalidArgument as error:
+            if error.reason != "CONTEXT_LENGTH_EXCEEDED":
+                raise
+            return False
 
     if await fits(texts):
         return texts

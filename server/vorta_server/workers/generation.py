@@ -180,6 +180,8 @@ def write_byte_tokenizer(folder: Path) -> None:
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    # Of a pair, the second text's tokens are of type 1.
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A", pair="$A:0 $B:1")
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     folder.mkdir(parents=True, exist_ok=True)
     configuration = {"eos_token": "<|im_end|>", "chat_template": _CHATML}
