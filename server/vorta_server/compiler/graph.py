@@ -125,11 +125,19 @@ class GraphBuilder:
     def node(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> str:
-        """Appends a node; returns its first output. An empty name leaves out an optional input or output."""
+        """Appends a node; returns its first output that has a name. An empty name leaves out an optional one."""
+        node_name = next(name for name in outputs if name)
         self._nodes.append(
-            helper.make_node(op, list(inputs), list(outputs), name=outputs[0], domain=domain, **attributes)
+            helper.make_node(
+                op,
+                _without_last_empty(inputs),
+                _without_last_empty(outputs),
+                name=node_name,
+                domain=domain,
+                **attributes,
+            )
         )
-        return outputs[0]
+        return node_name
 
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
         """A tensor at hand: small ones live in the graph, others in the weight file. Idempotent by name."""
@@ -137,7 +145,7 @@ class GraphBuilder:
             return name
         if value.nbytes >= _INLINE_BYTES:
             return self.weight(self.store(name, value.dtype, value.shape, [value]))
-        self._initializers[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self._initializers[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def store(
@@ -179,3 +187,11 @@ class GraphBuilder:
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(VORTA, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vorta")
+
+
+def _without_last_empty(names: Sequence[str]) -> list[str]:
+    """The names up to the last that is not empty: some operators take an empty one at the end for one that is given."""
+    result = list(names)
+    while result and not result[-1]:
+        result.pop()
+    return result
