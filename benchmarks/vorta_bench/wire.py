@@ -33,8 +33,9 @@ from typing import Any
 
 import grpc
 import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from vorta.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from vorta.v1 import inference_pb2, inference_pb2_grpc
 
 __all__ = ["main"]
 
@@ -76,7 +77,7 @@ def _resident_bytes(pid: int) -> int:
 
 @contextmanager
 def serving(arguments: list[str]) -> Iterator[Server]:
-    """Starts a server and waits until its model serves."""
+    """Starts a server and waits until everything serves."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -109,13 +110,13 @@ def serving(arguments: list[str]) -> Iterator[Server]:
 async def _wait_until_serving(address: str, process: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + 300
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        stub = health_pb2_grpc.HealthStub(channel)
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
                 raise RuntimeError(f"vorta serve ended with status {process.returncode}")
             try:
-                reply = await stub.ListModels(admin_pb2.ListModelsRequest(), timeout=2)
-                if any(model.state == admin_pb2.MODEL_STATE_SERVING for model in reply.models):
+                reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
                     return
             except grpc.aio.AioRpcError:
                 pass

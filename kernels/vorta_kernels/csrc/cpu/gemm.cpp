@@ -138,7 +138,7 @@ inline TwoCodes next_codes(const uint8_t* from) {
   return {first, load_codes(from + 4 * kTile)};
 }
 
-template <int kRows, int kBits>
+template <int kRows, int kBits, bool kFactorOfBlock>
 void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, const BlockWeights& weights,
                    int64_t tile, float* out) {
   constexpr int32_t kZero = 1 << (kBits - 1);
@@ -162,7 +162,10 @@ void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, c
         }
       }
       const Vec scale = load(scales + block * kTile);
-      for (int row = 0; row < kRows; ++row) totals[row] += (first[row].floats() + second[row].floats()) * scale;
+      for (int row = 0; row < kRows; ++row) {
+        const Vec sum = first[row].floats() + second[row].floats();
+        totals[row] += kFactorOfBlock ? sum * (scale * factors[row * num_blocks + block]) : sum * scale;
+      }
     } else {
       Sums rows[12] = {start(0), start(1), start(2), start(3), start(4),
                        start(kRows > 5 ? 5 : 0), start(kRows > 6 ? 6 : 0), start(kRows > 7 ? 7 : 0),
@@ -174,13 +177,14 @@ void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, c
         for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], b, part + row * weights.num_inputs + i + 4);
       }
       const Vec scale = load(scales + block * kTile);
-      for (int row = 0; row < kRows; ++row) totals[row] += rows[row].floats() * scale;
+      for (int row = 0; row < kRows; ++row)
+        totals[row] += rows[row].floats() * (kFactorOfBlock ? scale * factors[row * num_blocks + block] : scale);
     }
   }
   const int64_t column = tile * kTile;
   const int64_t width = std::min(kTile, weights.num_outputs - column);
   for (int row = 0; row < kRows; ++row) {
-    Vec value = totals[row] * factors[row];
+    Vec value = kFactorOfBlock ? totals[row] : totals[row] * factors[row];
     float* to = out + row * weights.num_outputs + column;
     if (width == kTile) {
       if (weights.bias != nullptr) value += load(weights.bias + column);
@@ -192,7 +196,7 @@ void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, c
   }
 }
 
-template <int kBits>
+template <int kBits, bool kFactorOfBlock>
 void multiply_tiles(const int8_t* x, const float* factors, const int32_t* sums, int64_t rows,
                     const BlockWeights& weights, int64_t first, int64_t last, float* out) {
   const int64_t num_blocks = weights.num_inputs / weights.block;
@@ -202,14 +206,14 @@ void multiply_tiles(const int8_t* x, const float* factors, const int32_t* sums, 
     // Rather two halves than a full group and a few rows.
     if (left > kMaxRows && left < 2 * kMaxRows) take = (left + 1) / 2;
     const int8_t* from = x + row * weights.num_inputs;
-    const float* factor = factors + row;
+    const float* factor = factors + row * (kFactorOfBlock ? num_blocks : 1);
     const int32_t* sum = sums + row * num_blocks;
     float* to = out + row * weights.num_outputs;
     for (int64_t tile = first; tile < last; ++tile) {
       switch (take) {
-#define VORTA_ROWS(count)                                              \
-  case count:                                                          \
-    multiply_rows<count, kBits>(from, factor, sum, weights, tile, to); \
+#define VORTA_ROWS(count)                                                              \
+  case count:                                                                          \
+    multiply_rows<count, kBits, kFactorOfBlock>(from, factor, sum, weights, tile, to); \
     break;
         VORTA_ROWS(1)
         VORTA_ROWS(2)
@@ -240,12 +244,14 @@ void sum_blocks(const int8_t* x, int64_t rows, int64_t num_inputs, int64_t block
   }
 }
 
-void multiply(const int8_t* x, const float* factors, const int32_t* sums, int64_t rows, const BlockWeights& weights,
-              int64_t first, int64_t last, float* out) {
+void multiply(const int8_t* x, const float* factors, bool factor_of_block, const int32_t* sums, int64_t rows,
+              const BlockWeights& weights, int64_t first, int64_t last, float* out) {
   if (weights.bits == 4)
-    multiply_tiles<4>(x, factors, sums, rows, weights, first, last, out);
+    (factor_of_block ? multiply_tiles<4, true> : multiply_tiles<4, false>)(x, factors, sums, rows, weights, first,
+                                                                           last, out);
   else
-    multiply_tiles<8>(x, factors, sums, rows, weights, first, last, out);
+    (factor_of_block ? multiply_tiles<8, true> : multiply_tiles<8, false>)(x, factors, sums, rows, weights, first,
+                                                                           last, out);
 }
 
 }  // namespace vorta

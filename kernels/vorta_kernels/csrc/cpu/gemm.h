@@ -1,4 +1,5 @@
 // Products of 8-bit rows with weights of 4 or 8 bits in blocks that share a scale: y = factor * (x (q - zero) scale^T) + b.
+// A row has one factor, or one for each block, which keeps a large number from making those of other blocks coarse.
 //
 // Weights lie in tiles of 16 outputs, as the dot-product instructions read them. A group is 64 bytes, four of each
 // output: at 8 bits the codes of inputs 4 g to 4 g + 3; at 4 bits those of inputs 8 g to 8 g + 3 in the low halves and of
@@ -26,8 +27,9 @@ struct BlockWeights {
 // Sums of the codes of each block, [rows, num_inputs / block].
 void sum_blocks(const int8_t* x, int64_t rows, int64_t num_inputs, int64_t block, int32_t* sums);
 
-// out[rows, num_outputs] for the outputs of tiles `first` to `last` - 1.
-void multiply(const int8_t* x, const float* factors, const int32_t* sums, int64_t rows, const BlockWeights& weights,
+// out[rows, num_outputs] for the outputs of tiles `first` to `last` - 1. `factors` are [rows, 1], or [rows, blocks] when
+// `factor_of_block`.
+void multiply(const int8_t* x, const float* factors, bool factor_of_block, const int32_t* sums, int64_t rows, const BlockWeights& weights,
               int64_t first, int64_t last, float* out);
 
 }  // namespace vorta

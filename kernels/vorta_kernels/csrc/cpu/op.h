@@ -132,16 +132,19 @@ inline float* thread_scratch(int64_t size) {
 
 // The outputs that all quantising operators have.
 struct CodesAndFactors {
-  // They are the outputs `first` and the one behind it; null where the graph has no use for them.
-  CodesAndFactors(const Context& context, std::vector<int64_t> shape, int64_t multiple, size_t first = 0) {
+  // They are the outputs `first` and the one behind it; null where the graph has no use for them. A row has one factor,
+  // or one for each `multiple` of its codes.
+  CodesAndFactors(const Context& context, std::vector<int64_t> shape, int64_t multiple, size_t first = 0,
+                  bool factor_of_block = false) {
     padded = multiple > 0 ? (shape.back() + multiple - 1) / multiple * multiple : shape.back();
+    per_row = factor_of_block && multiple > 0 ? padded / multiple : 1;
     shape.back() = padded;
     codes = static_cast<int8_t*>(context.output(first, shape));
-    shape.back() = 1;
+    shape.back() = per_row;
     factors = static_cast<float*>(context.output(first + 1, shape));
   }
 
-  int64_t padded;
+  int64_t padded, per_row;
   int8_t* codes;
   float* factors;
 };

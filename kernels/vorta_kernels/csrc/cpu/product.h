@@ -26,7 +26,7 @@ Element* scratch_of(int64_t size) {
   return memory.data();
 }
 
-// 8-bit rows with a factor each and weights in blocks.
+// 8-bit rows with a factor each, or one for each block, and weights in blocks.
 struct BlockProduct {
   BlockProduct(const Context& context, int64_t num_outputs)
       : x(context.input(0)), factors(context.input(1)), codes(context.input(2)), scales(context.input(3)),
@@ -36,7 +36,8 @@ struct BlockProduct {
   bool fits(int64_t block, int bits) {
     const int64_t size = x.columns(), tiles = num_tiles();
     if (size % block != 0 || codes.rows() * codes.columns() != tiles * kTile * size * bits / 8 ||
-        scales.rows() * scales.columns() != tiles * kTile * (size / block) || factors.rows() != rows)
+        scales.rows() * scales.columns() != tiles * kTile * (size / block) || factors.rows() != rows ||
+        (factors.columns() != 1 && factors.columns() != size / block))
       return false;
     weights = {static_cast<const uint8_t*>(codes.data), scales.floats(), bias.floats(), num_outputs, size, block, bits};
     return true;
@@ -55,7 +56,8 @@ struct BlockProduct {
   }
 
   void multiply_rows(int64_t first, int64_t count, const int32_t* sums, int64_t tile, int64_t end, float* out) const {
-    multiply(row(first), factors.floats() + first, sums, count, weights, tile, end, out);
+    const int64_t per_row = factors.columns();
+    multiply(row(first), factors.floats() + first * per_row, per_row != 1, sums, count, weights, tile, end, out);
   }
 
   const int8_t* row(int64_t index) const { return static_cast<const int8_t*>(x.data) + index * weights.num_inputs; }

@@ -204,8 +204,12 @@ float activate_row(Activation activation, const float* x, const float* factor, i
   return 0.0f;
 }
 
-float quantise_row_below(const float* x, float top, int64_t size, int64_t padded, int8_t* codes) {
-  return write_codes(x, size, padded, top, codes);
+void quantise_blocks(const float* x, int64_t size, int64_t padded, int64_t blocks, int8_t* codes, float* factors) {
+  const int64_t width = padded / blocks;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t start = block * width, count = std::max<int64_t>(0, std::min(width, size - start));
+    factors[block] = quantise_row(x + start, count, width, codes + start);
+  }
 }
 
 }  // namespace vorta

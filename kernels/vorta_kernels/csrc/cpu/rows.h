@@ -16,7 +16,8 @@ float add_norm_quantise_row(const float* residual, const float* delta, const flo
                             int64_t size, int64_t padded, float* total, float* scratch, int8_t* codes);
 
 // Likewise with max|x| known.
-float quantise_row_below(const float* x, float top, int64_t size, int64_t padded, int8_t* codes);
+// The same in `blocks` parts of equal size, each with its factor; `padded` is a multiple of their number.
+void quantise_blocks(const float* x, int64_t size, int64_t padded, int64_t blocks, int8_t* codes, float* factors);
 
 // total = residual + delta (null for none); normed = (total - its mean) / its deviation * weight + bias (null for none), or
 // as an RMS norm with nothing taken off. Returns max|normed|. `total` may be the memory of `delta` or of `normed`.
