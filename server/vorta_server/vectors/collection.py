@@ -5,6 +5,8 @@ All of it belongs to the worker's thread. The builder gets segments that no long
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -247,7 +249,7 @@ class VectorCollection:
             build_progress=0.0 if self.build is None else self.build.progress,
             sequence=self.sequence,
             snapshot_sequence=self._saved_sequence if self.loose else self.sequence,
-            disk_bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
+            disk_bytes=_disk_bytes(self.folder),
             memory_bytes=sum(segment.num_bytes for segment in self.segments) + self.views.num_bytes,
             vector_bytes=4 * self.definition.dimension * self.num_points,
         )
@@ -292,3 +294,13 @@ class VectorCollection:
                     self._append(
                         int(numbers[part[0]]), [found[i][1] for i in part.tolist()], vectors[part[0] : part[-1] + 1]
                     )
+
+
+def _disk_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder, which the builder's thread may be renaming or deleting."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
