@@ -62,7 +62,9 @@ def mixed_lengths(count: int, seed: int = 0, longest: int = 170) -> list[int]:
 
 def _docstrings() -> Iterator[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.glob("*.py")):
+    for path in sorted([*library.glob("*.py"), *library.glob("[a-z]*/*.py")]):
+        if "test" in path.parent.name or "site-packages" in path.parts:
+            continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
