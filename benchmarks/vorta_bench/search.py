@@ -171,16 +171,18 @@ async def _fill(address: str, vectors: Matrix, batch: int = 500) -> dict[str, fl
         }
 
 
-def _request(query: Matrix) -> pb.SearchRequest:
-    return pb.SearchRequest(collection="c", vector_packed=query.tobytes(), limit=K, with_payload=False, compact=True)
+def _request(query: Matrix, ef: int) -> pb.SearchRequest:
+    return pb.SearchRequest(
+        collection="c", vector_packed=query.tobytes(), limit=K, with_payload=False, compact=True, ef_search=ef
+    )
 
 
-async def _singles(address: str, queries: Matrix, clients: int) -> tuple[float, list[list[int]]]:
+async def _singles(address: str, queries: Matrix, clients: int, ef: int) -> tuple[float, list[list[int]]]:
     """Searches a second of so many clients, and what they found."""
     found: list[list[int]] = [[] for _ in queries]
     async with grpc.aio.insecure_channel(address) as channel:
         stub = vector_pb2_grpc.VectorServiceStub(channel)
-        requests = [_request(query) for query in queries]
+        requests = [_request(query, ef) for query in queries]
         left = iter(range(len(queries)))
 
         async def client() -> None:
@@ -194,7 +196,7 @@ async def _singles(address: str, queries: Matrix, clients: int) -> tuple[float, 
         return len(queries) / (time.perf_counter() - start_s), found
 
 
-async def _batches(address: str, queries: Matrix, batch: int = BATCH) -> tuple[float, list[list[int]]]:
+async def _batches(address: str, queries: Matrix, ef: int, batch: int = BATCH) -> tuple[float, list[list[int]]]:
     """Searches a second in batches, two of them under way, and what they found."""
     found: list[list[int]] = [[] for _ in queries]
     async with grpc.aio.insecure_channel(address) as channel:
@@ -204,7 +206,9 @@ async def _batches(address: str, queries: Matrix, batch: int = BATCH) -> tuple[f
         async def client() -> None:
             for start in starts:
                 part = [pb.SearchQuery(vector_packed=query.tobytes()) for query in queries[start : start + batch]]
-                request = pb.BatchSearchRequest(collection="c", queries=part, limit=K, with_payload=False, compact=True)
+                request = pb.BatchSearchRequest(
+                    collection="c", queries=part, limit=K, with_payload=False, compact=True, ef_search=ef
+                )
                 reply = await stub.BatchSearch(request)
                 for offset, result in enumerate(reply.results):
                     found[start + offset] = [int(hit.id) for hit in result.hits]
@@ -276,8 +280,8 @@ def wire(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         print(asyncio.run(_fill(address, vectors)), flush=True)
         reply = pb.SearchResponse(hits=[pb.Hit(id="123456", score=0.5)] * K, strategy="index")
         empty = stack.enter_context(_empty_server(reply.ByteSize()))
-        request = _request(queries[0]).SerializeToString()
         ef = _ef_for(raw, queries, wanted)
+        request = _request(queries[0], ef).SerializeToString()
         many = np.tile(queries, (4, 1))
 
         def raw_batches() -> tuple[float, list[list[int]]]:
@@ -292,11 +296,11 @@ def wire(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for number in range(arguments.rounds + 1):
             measures: dict[str, Callable[[], Any]] = {
                 "raw FAISS HNSW, batches": raw_batches,
-                "vorta over gRPC, batches": lambda: asyncio.run(_batches(address, queries)),
+                "vorta over gRPC, batches": lambda: asyncio.run(_batches(address, queries, ef)),
                 "empty RPC, 16 clients": lambda: asyncio.run(_empties(empty, request, 4000, NUM_CLIENTS)),
-                "vorta over gRPC, 16 clients": lambda: asyncio.run(_singles(address, many, NUM_CLIENTS)),
+                "vorta over gRPC, 16 clients": lambda: asyncio.run(_singles(address, many, NUM_CLIENTS, ef)),
                 "empty RPC, 1 client": lambda: asyncio.run(_empties(empty, request, 1000, 1)),
-                "vorta over gRPC, 1 client": lambda: asyncio.run(_singles(address, queries, 1)),
+                "vorta over gRPC, 1 client": lambda: asyncio.run(_singles(address, queries, 1, ef)),
             }
             for name, measure in measures.items():
                 result = measure()
@@ -380,6 +384,7 @@ def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     vectors = every[: arguments.rows]
     file = arguments.work / "vectors-100000.npy"
     wanted = nearest(queries, vectors)
+    ef = _ef_for(raw_hnsw(vectors), queries, wanted)
     rates: dict[str, list[float]] = {}
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -397,7 +402,7 @@ def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for number in range(arguments.rounds + 1):
             for clients in (1, NUM_CLIENTS):
                 name = f"vorta over gRPC, {clients} clients"
-                rate, found = asyncio.run(_singles(address, queries, clients))
+                rate, found = asyncio.run(_singles(address, queries, clients, ef))
                 recalls[name] = recall(found, wanted)
                 if number:
                     rates.setdefault(name, []).append(rate)

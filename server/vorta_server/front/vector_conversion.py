@@ -189,6 +189,7 @@ def search_options(request: SearchMessage) -> dict[str, Any]:
         "collection": required(request, "collection"),
         "filter": operation_filter(request.filter, "filter") if request.HasField("filter") else None,
         "group_by": request.group_by,
+        "columns": True,
     }
     for name in (
         "limit",
@@ -318,6 +319,11 @@ def fill_hit(message: vector_pb2.Hit, hit: op.Hit, *, is_compact: bool) -> None:
 
 def fill_search(response: Any, result: op.SearchResult, *, is_compact: bool) -> None:
     """Writes what one query found."""
+    if result.ids:
+        add = response.hits.add
+        for point_id, score in zip(result.ids, floats(result.scores), strict=True):
+            add(id=point_id, score=score)
+        return
     for hit in result.hits:
         fill_hit(response.hits.add(), hit, is_compact=is_compact)
     for group in result.groups:

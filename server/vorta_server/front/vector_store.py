@@ -44,8 +44,12 @@ class VectorStore:
             state = entry.state.name if entry.state is not ModelState.SERVING else ModelState.LOADING.name
             detail = f": {entry.error}" if entry.error else ""
             raise Unavailable(f"the vector store is {state}{detail}", metadata={"state": state}, retry_delay_s=1.0)
-        async with unary_deadline(call):
-            result: Result = await channel.vector(operation, deadline_s=call.deadline_s)
+        result: Result
+        if call.deadline_s is None:
+            result = await channel.vector(operation)
+        else:
+            async with unary_deadline(call):
+                result = await channel.vector(operation, deadline_s=call.deadline_s)
         if not isinstance(result, result_type):
             raise Internal(f"the vector worker answered with {type(result).__name__}")
         return result

@@ -37,6 +37,9 @@ def set_up_logging(*, level: str, format: str) -> None:
     logging.getLogger("grpc._cython.cygrpc").addFilter(
         lambda record: "ExecuteBatchError" not in str(record.msg) + str(record.args)
     )
+    # What no format shows need not be found out for each record (logging's own advice on being fast).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -30,6 +30,7 @@ class Metrics:
         self._rpc_s = Histogram(
             "vorta_rpc_duration_seconds", "Time of a call.", ["method"], buckets=_LATENCY_S, registry=registry
         )
+        self._rpc_children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._ttft_s = Histogram(
             "vorta_ttft_seconds",
             "From a request's arrival to its first token.",
@@ -96,8 +97,16 @@ class Metrics:
 
     def observe_rpc(self, method: str, code: str, duration_s: float) -> None:
         """Counts a call that ended."""
-        self._rpc_calls.labels(method, code).inc()
-        self._rpc_s.labels(method).observe(duration_s)
+        # Looking a child up by its labels costs more than counting.
+        found = self._rpc_children.get((method, code))
+        if found is None:
+            found = self._rpc_children[method, code] = (
+                self._rpc_calls.labels(method, code),
+                self._rpc_s.labels(method),
+            )
+        calls, seconds = found
+        calls.inc()
+        seconds.observe(duration_s)
 
     def observe_finished(self, model: str, finished: Finished) -> None:
         """Counts a request that ended."""

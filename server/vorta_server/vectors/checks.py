@@ -15,6 +15,7 @@ from vorta_server.vectors.payloads import KINDS
 
 __all__ = ["check_collection", "check_ids", "check_limit", "check_name", "check_search", "check_upsert", "read_vectors"]
 
+_SMALLEST_SQUARE = 1e-30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -101,6 +102,9 @@ def read_vectors(
     # Squares of the largest finite numbers overflow, so a sum that is finite proves that all are; else look closer.
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", array, array)
+    # The common case with the fewest looks at it: what is not a number is neither above nor below anything.
+    if not rows or (squares.min() >= _SMALLEST_SQUARE and squares.max() < math.inf):
+        return array
     if not np.isfinite(squares).all():
         bad = ~np.isfinite(array).all(axis=1)
         if bad.any():
@@ -109,8 +113,8 @@ def read_vectors(
         at = f"{field}[{int((~np.isfinite(squares)).argmax())}]"
         raise InvalidArgument(f"{at} is too long: its squared length is beyond float32.", field=at)
     # Lengths whose squares underflow cannot be normalised either.
-    if collection.distance == "cosine" and (squares < 1e-30).any():
-        at = f"{field}[{int((squares < 1e-30).argmax())}]"
+    if collection.distance == "cosine" and (squares < _SMALLEST_SQUARE).any():
+        at = f"{field}[{int((squares < _SMALLEST_SQUARE).argmax())}]"
         raise InvalidArgument(f"{at} is a zero vector, which has no angle.", field=at)
     return array
 

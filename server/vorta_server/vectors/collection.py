@@ -149,6 +149,21 @@ class VectorCollection:
                 if left == 0:
                     break
 
+    def ids_of(self, rows: Rows) -> list[str]:
+        """Ids of rows, all of which are here."""
+        if len(self.segments) == 1:
+            segment = self.segments[0]
+            return segment.ids_at(np.searchsorted(segment.rows, rows))
+        ids = [""] * len(rows)
+        for segment in self.segments:
+            if segment.num_rows:
+                here = np.flatnonzero((rows >= segment.rows[0]) & (rows <= segment.rows[-1]))
+                if len(here):
+                    found = segment.ids_at(np.searchsorted(segment.rows, rows[here]))
+                    for at, point_id in zip(here.tolist(), found, strict=True):
+                        ids[at] = point_id
+        return ids
+
     def locate(self, row: int) -> tuple[Segment, int] | None:
         """Where a living row is."""
         for segment in self.segments:

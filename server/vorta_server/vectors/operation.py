@@ -319,6 +319,7 @@ class Search(msgspec.Struct, tag="search", kw_only=True):
         num_candidates: Taken from each side before fusing; 0 for max(100, 4 × (limit + offset)).
         group_by: A payload field; hits are grouped by its value, points without it are left out. Empty: no groups.
         group_size: Most hits of a group.
+        columns: Hits may come as columns, where nothing but ids and scores is asked for.
     """
 
     collection: str
@@ -340,6 +341,7 @@ class Search(msgspec.Struct, tag="search", kw_only=True):
     num_candidates: int = 0
     group_by: str = ""
     group_size: int = 3
+    columns: bool = False
 
 
 Operation = (
@@ -500,12 +502,15 @@ class Group(msgspec.Struct, array_like=True, kw_only=True):
 class SearchResult(msgspec.Struct, array_like=True, kw_only=True):
     """Of one query, best first: hits, or groups when grouped.
 
-    `strategy` tells how it was found: "exact", "filtered_exact", "index", "filtered_index", "text" or "hybrid".
+    `strategy` tells how it was found: "exact", "filtered_exact", "index", "filtered_index", "text" or "hybrid". Instead
+    of hits there may be columns, when the search allows them: `ids`, and `scores` as float32 bytes.
     """
 
     hits: list[Hit] = []
     groups: list[Group] = []
     strategy: str = ""
+    ids: list[str] = []
+    scores: bytes = b""
 
 
 class SearchResults(msgspec.Struct, tag="search_results", kw_only=True):

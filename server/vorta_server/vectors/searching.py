@@ -7,6 +7,7 @@ segment takes whichever is estimated to be faster, comparing with the rows that 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,17 @@ class PreparedSearch:
     compiled: CompiledFilter | None
     num_queries: int
     depth: int
+
+    @property
+    def allows_columns(self) -> bool:
+        """Whether its hits are ids and scores and nothing else."""
+        search = self.search
+        return (
+            search.columns
+            and self.queries is not None
+            and not (self.words or self.own_rows or search.group_by or search.with_payload or search.with_vector)
+            and search.score_threshold is None
+        )
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -171,27 +183,52 @@ def run_searches(collection: VectorCollection, batch: Sequence[PreparedSearch]) 
     compiled = batch[0].compiled
     views = filter_views(collection, compiled)
     runner = _Runner(collection, views)
-    ranked: list[Ranked] = []
+    found = _Found.nothing()
     strategy = "text"
     if batch[0].queries is not None:
         queries = np.concatenate([prepared.queries for prepared in batch if prepared.queries is not None])
         extra = 1 if any(prepared.own_rows for prepared in batch) else 0
-        ranked, strategy = runner.dense(np.ascontiguousarray(queries), batch[0].depth + extra, batch[0].search)
+        found, strategy = runner.dense(np.ascontiguousarray(queries), batch[0].depth + extra, batch[0].search)
     results = []
     start = 0
+    if all(prepared.allows_columns and not prepared.search.offset for prepared in batch):
+        columns = iter(_columns(collection, batch[0].search, found, strategy))
+        settle_views(collection, compiled)
+        return [SearchResults(results=list(itertools.islice(columns, prepared.num_queries))) for prepared in batch]
     for prepared in batch:
-        part = ranked[start : start + prepared.num_queries]
+        part = found.part(start, prepared.num_queries)
         start += prepared.num_queries if prepared.queries is not None else 0
-        results.append(SearchResults(results=list(_answers(runner, prepared, part, strategy))))
+        if prepared.allows_columns:
+            results.append(SearchResults(results=_columns(collection, prepared.search, part, strategy)))
+        else:
+            results.append(SearchResults(results=list(_answers(runner, prepared, part, strategy))))
     settle_views(collection, compiled)
     return results
 
 
-def _answers(runner: _Runner, prepared: PreparedSearch, ranked: list[Ranked], strategy: str) -> Iterator[SearchResult]:
+def _columns(collection: VectorCollection, search: Search, found: _Found, strategy: str) -> list[SearchResult]:
+    """Ids and scores without an object for each hit: those of all queries are looked up at once."""
+    page = slice(search.offset, search.offset + search.limit)
+    rows, scores = found.rows[:, page], found.scores[:, page]
+    if rows.size and rows.min() >= 0:
+        ids, width = collection.ids_of(rows.ravel()), rows.shape[1]
+        return [
+            SearchResult(strategy=strategy, ids=ids[start : start + width], scores=values.tobytes())
+            for start, values in zip(range(0, len(ids), width), scores.astype("<f4", copy=False), strict=True)
+        ]
+    results = []
+    for some, values in zip(rows, scores, strict=True):
+        is_hit = some >= 0
+        ids = collection.ids_of(some[is_hit])
+        results.append(SearchResult(strategy=strategy, ids=ids, scores=values[is_hit].astype("<f4").tobytes()))
+    return results
+
+
+def _answers(runner: _Runner, prepared: PreparedSearch, found: _Found, strategy: str) -> Iterator[SearchResult]:
     search = prepared.search
     for number in range(prepared.num_queries):
         candidates: list[Candidate]
-        dense: Ranked = ranked[number] if prepared.queries is not None else []
+        dense: Ranked = found.ranked(number) if prepared.queries is not None else []
         if prepared.own_rows:
             own = prepared.own_rows[number]
             dense = [item for item in dense if item[0] != own][: prepared.depth]
@@ -223,6 +260,25 @@ def _answers(runner: _Runner, prepared: PreparedSearch, ranked: list[Ranked], st
             yield SearchResult(hits=runner.hits(page, search), strategy=strategy)
 
 
+@dataclasses.dataclass(slots=True)
+class _Found:
+    """Rows and scores of each query, best first, both of shape (queries, hits); row -1 where there are fewer hits."""
+
+    rows: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+    @classmethod
+    def nothing(cls, num_queries: int = 0) -> _Found:
+        return cls(np.empty((num_queries, 0), np.int64), np.empty((num_queries, 0), np.float32))
+
+    def part(self, start: int, count: int) -> _Found:
+        return _Found(self.rows[start : start + count], self.scores[start : start + count])
+
+    def ranked(self, number: int) -> Ranked:
+        rows, scores = self.rows[number].tolist(), self.scores[number].tolist()
+        return [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+
+
 class _Runner:
     """Searches one collection under one filter."""
 
@@ -231,7 +287,7 @@ class _Runner:
         self.views = views
         self.is_less_better = collection.distance == "l2"
 
-    def dense(self, queries: Matrix, k: int, search: Search) -> tuple[list[Ranked], str]:
+    def dense(self, queries: Matrix, k: int, search: Search) -> tuple[_Found, str]:
         """The best rows by vector of each query, and how they were found."""
         collection = self.collection
         set_threads(collection.config.search_threads if len(queries) >= _PARALLEL_QUERIES else 1)
@@ -295,19 +351,16 @@ class _Runner:
             return (scores, view.positions[positions]), False
         return scan(queries, segment.vectors[: view.num_rows], k, self.collection.distance, view.selector), False
 
-    def _merged(self, parts: Sequence[Found], num_queries: int, k: int) -> list[Ranked]:
+    def _merged(self, parts: Sequence[Found], num_queries: int, k: int) -> _Found:
         if not parts:
-            return [[] for _ in range(num_queries)]
+            return _Found.nothing(num_queries)
         scores = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts], axis=1)
         rows = parts[0][1] if len(parts) == 1 else np.concatenate([part[1] for part in parts], axis=1)
         if len(parts) > 1:
             scores = np.where(rows < 0, worst_score(self.collection.distance), scores)
             order = np.argsort(scores if self.is_less_better else -scores, axis=1, kind="stable")[:, :k]
             scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        return [
-            [(row, score) for row, score in zip(some, good, strict=True) if row >= 0]
-            for some, good in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+        return _Found(rows, scores)
 
     def text(self, words: list[str], k: int) -> Ranked:
         """The best rows by words."""
@@ -340,12 +393,9 @@ class _Runner:
         payloads = store.payloads_of(rows) if search.with_payload else None
         vectors = store.vectors_of(rows) if search.with_vector else None
         hits = []
-        for row, score, dense_score, text_score in page:
-            found = self.collection.locate(row)
-            if found is None:
-                continue
-            segment, position = found
-            hit = Hit(id=segment.ids[position], score=score, dense_score=dense_score, text_score=text_score)
+        ids = self.collection.ids_of(np.array(rows, np.int64))
+        for point_id, (row, score, dense_score, text_score) in zip(ids, page, strict=True):
+            hit = Hit(id=point_id, score=score, dense_score=dense_score, text_score=text_score)
             if payloads is not None:
                 hit.payload = payloads.get(row, "")
             if vectors is not None:
@@ -415,7 +465,7 @@ class _Grouping:
         else:
             assert prepared.queries is not None
             query = np.ascontiguousarray(prepared.queries[self._number : self._number + 1])
-            ranked = runner.dense(query, k + bool(prepared.own_rows), search)[0][0]
+            ranked = runner.dense(query, k + bool(prepared.own_rows), search)[0].ranked(0)
             if prepared.own_rows:
                 ranked = [item for item in ranked if item[0] != prepared.own_rows[self._number]][:k]
         settle_views(collection, compiled)

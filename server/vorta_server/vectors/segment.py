@@ -27,8 +27,20 @@ class IdTable:
     """
 
     def __init__(self, data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
-        self.data = data
         self.ends = ends
+        # Python takes pieces of a text or of bytes far faster than of an array. A text of ASCII has a byte a character.
+        raw = data.tobytes()
+        self._text: str | bytes = raw.decode() if raw.isascii() else raw
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """All ids, one after the other."""
+        return np.frombuffer(self._text.encode() if isinstance(self._text, str) else self._text, np.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory."""
+        return len(self._text) + self.ends.nbytes
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> IdTable:
@@ -41,8 +53,16 @@ class IdTable:
         return len(self.ends)
 
     def __getitem__(self, position: int) -> str:
-        start = int(self.ends[position - 1]) if position else 0
-        return self.data[start : int(self.ends[position])].tobytes().decode()
+        return self.take(np.array([position]))[0]
+
+    def take(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """The ids at these positions."""
+        ends = self.ends[positions].tolist()
+        starts = np.where(positions > 0, self.ends[positions - 1], 0).tolist()
+        text = self._text
+        if isinstance(text, str):
+            return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        return [text[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
 class Segment:
@@ -123,6 +143,12 @@ class Segment:
         """Ids by position; may go on after `num_rows`."""
         return self._ids  # type: ignore[no-any-return]
 
+    def ids_at(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """Ids by position."""
+        if isinstance(self._ids, IdTable):
+            return self._ids.take(positions)
+        return [self._ids[position] for position in positions.tolist()]
+
     @property
     def kind(self) -> str:
         """Of the index."""
@@ -133,7 +159,7 @@ class Segment:
         """Memory, estimated; mapped files count for nothing."""
         vectors = 0 if isinstance(self._vectors, np.memmap) else self._vectors.nbytes
         held = self.index.num_bytes if self.index is not None else vectors
-        ids = len(self._ids.data) if isinstance(self._ids, IdTable) else 80 * self.num_rows
+        ids = self._ids.num_bytes if isinstance(self._ids, IdTable) else 80 * self.num_rows
         return held + ids + self._rows.nbytes + self._alive.nbytes + self.columns.num_bytes
 
     def add(self, first_row: int, ids: Sequence[str], vectors: Matrix) -> None:
