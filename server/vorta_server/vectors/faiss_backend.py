@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
@@ -68,6 +69,8 @@ _CATALOG = "catalog.sqlite"
 _COLLECTIONS = "collections"
 _SNAPSHOTS = "snapshots"
 _CLOSE_POLL_S = 0.05
+_PIN_POLL_S = 0.001
+_PIN_WAIT_S = 10.0
 
 Write = op.UpsertPoints | op.DeletePoints
 
@@ -80,6 +83,8 @@ class _Open:
         lane: Writes that wait because a deletion by filter before them must first see all that came before it.
         loads: Reads that wait for columns of a segment, by the segment and the fields.
         is_retired: It is no longer known by its name; its files go when nothing needs them.
+        is_writer_closed, is_store_closed: What of it has been closed since.
+        pinned_sequence: Of the last write that reads of the database see.
     """
 
     def __init__(self, collection: VectorCollection) -> None:
@@ -89,6 +94,12 @@ class _Open:
         self.loads: dict[tuple[int, tuple[str, ...]], list[Ticket]] = {}
         self.is_retired = False
         self.is_writer_closed = False
+        self.is_store_closed = False
+        self.pinned_sequence = -1
+
+
+_Batches = dict[tuple[_Open, Any], list[tuple[Ticket, PreparedSearch]]]
+"""Searches that are computed together."""
 
 
 class FaissBackend:
@@ -151,9 +162,9 @@ class FaissBackend:
     def submit(self, ticket: Ticket) -> None:
         """Takes an operation: writes go to the disk's thread, everything else waits for `step`."""
         operation = ticket.operation
+        self._pending.add(ticket)
         try:
             self._check_room(ticket)
-            self._pending.add(ticket)
             if isinstance(operation, op.UpsertPoints | op.DeletePoints):
                 self._submit_write(ticket, operation)
             else:
@@ -164,24 +175,84 @@ class FaissBackend:
     def step(self) -> None:
         """Takes what threads handed back, then does the reads that wait; searches alike as one batch."""
         self._completions.run()
+        pinned = self._pin({entry for ticket in self._reads if (entry := self._needing_store(ticket)) is not None})
         reads, self._reads = self._reads, deque()
-        batches: dict[Any, list[tuple[Ticket, PreparedSearch]]] = {}
-        for ticket in reads:
-            if ticket not in self._pending:
-                continue
-            if ticket.is_abandoned:
-                self._pending.discard(ticket)
-            elif ticket.deadline_s is not None and ticket.deadline_s <= time.monotonic():
-                self._fail(ticket, DeadlineExceeded("The deadline passed before the operation began."))
-            elif isinstance(ticket.operation, op.Search):
-                self._prepare(ticket, ticket.operation, batches)
-            else:
+        batches: _Batches = {}
+        try:
+            for ticket in reads:
+                if ticket not in self._pending:
+                    continue
+                if not self._is_wanted(ticket):
+                    continue
+                if isinstance(ticket.operation, op.Search):
+                    self._prepare(ticket, ticket.operation, batches)
+                    continue
+                if isinstance(ticket.operation, op.DeleteCollection | op.CreateCollection | op.SwapAlias):
+                    self._run(batches)  # what came before sees what was before
                 try:
                     self._answer(ticket)
                 except Exception as error:
                     self._fail(ticket, error)
-        for (name, _), batch in batches.items():
-            self._search(self._open[name].collection, batch)
+            self._run(batches)
+        finally:
+            for entry in pinned:
+                if not entry.is_store_closed:
+                    entry.collection.store.unpin()
+
+    def _needing_store(self, ticket: Ticket) -> _Open | None:
+        """The collection whose database an operation reads; None for operations that memory answers."""
+        operation = ticket.operation
+        if isinstance(operation, op.Search):
+            is_filtered = operation.filter is not None or operation.texts or operation.ids or operation.group_by
+            if not (is_filtered or operation.with_payload or operation.with_vector):
+                return None
+        elif not isinstance(operation, op.GetPoints | op.ScrollPoints | op.CountPoints):
+            return None
+        return self._open.get(self._catalog.resolve(operation.collection))
+
+    def _pin(self, entries: set[_Open]) -> set[_Open]:
+        """Has reads of these databases see exactly the writes that memory has seen.
+
+        The writer is ahead of memory by what it has committed and not handed back yet: a point that was replaced there
+        would be found here without its payload. Such writes are waited for; they are on their way.
+        """
+        give_up_s = time.monotonic() + _PIN_WAIT_S
+        left = set(entries)
+        while left:
+            for entry in list(left):
+                collection = entry.collection
+                try:
+                    if not entry.is_retired:
+                        entry.pinned_sequence = collection.store.pin()
+                    if entry.is_retired or entry.pinned_sequence == collection.sequence:
+                        left.discard(entry)
+                except sqlite3.Error:
+                    left.discard(entry)  # whoever reads gets the error
+            if left:
+                if time.monotonic() > give_up_s:
+                    logger.error("%d collections: the database is ahead of memory", len(left))
+                    break
+                self._completions.wait(_PIN_POLL_S)
+                self._completions.run()
+                # What was pinned already may be behind memory now.
+                left |= {e for e in entries if not e.is_retired and e.pinned_sequence != e.collection.sequence}
+        return entries
+
+    def _is_wanted(self, ticket: Ticket) -> bool:
+        """Whether somebody waits for the ticket, and in time; it is answered or forgotten otherwise."""
+        if ticket.is_abandoned:
+            self._pending.discard(ticket)
+            return False
+        if ticket.deadline_s is not None and ticket.deadline_s <= time.monotonic():
+            self._fail(ticket, DeadlineExceeded("The deadline passed before the operation began."))
+            return False
+        return True
+
+    def _run(self, batches: _Batches) -> None:
+        """Computes the searches that were collected."""
+        for (entry, _), batch in batches.items():
+            self._search(entry.collection, batch)
+        batches.clear()
 
     def close(self) -> None:
         """Finishes accepted writes, stops threads, saves what makes the next start faster. Idempotent."""
@@ -240,8 +311,9 @@ class FaissBackend:
             if isinstance(converted, Internal):
                 logger.error("a vector operation failed", exc_info=error)
             error = converted
-        self._pending.discard(ticket)
-        ticket.fail(error)
+        if ticket in self._pending:
+            self._pending.discard(ticket)
+            ticket.fail(error)
 
     # Collections
 
@@ -350,6 +422,7 @@ class FaissBackend:
     def _drop_retired(self, entry: _Open) -> None:
         if entry.is_writer_closed and entry.collection.build is None and entry in self._retired:
             self._retired.discard(entry)
+            entry.is_store_closed = True
             entry.collection.close()
             shutil.rmtree(entry.collection.folder, ignore_errors=True)
 
@@ -456,6 +529,8 @@ class FaissBackend:
 
     def _begin_write(self, entry: _Open, ticket: Ticket, operation: Write) -> None:
         """Gives a write to the writer's thread, or keeps a deletion by filter until it can be decided."""
+        if ticket in self._pending and not self._is_wanted(ticket):
+            return
         collection = entry.collection
         write: Upsert | Delete
         if isinstance(operation, op.UpsertPoints):
@@ -681,9 +756,7 @@ class FaissBackend:
 
     # Searches
 
-    def _prepare(
-        self, ticket: Ticket, search: op.Search, batches: dict[Any, list[tuple[Ticket, PreparedSearch]]]
-    ) -> None:
+    def _prepare(self, ticket: Ticket, search: op.Search, batches: _Batches) -> None:
         try:
             entry = self._get(search.collection)
             prepared = prepare_search(entry.collection, search)
@@ -692,7 +765,7 @@ class FaissBackend:
         except Exception as error:
             self._fail(ticket, error)
             return
-        batches.setdefault((entry.collection.definition.name, prepared.key), []).append((ticket, prepared))
+        batches.setdefault((entry, prepared.key), []).append((ticket, prepared))
 
     def _search(self, collection: VectorCollection, batch: list[tuple[Ticket, PreparedSearch]]) -> None:
         try:

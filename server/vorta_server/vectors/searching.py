@@ -316,6 +316,8 @@ class _Runner:
             return segment.scan(queries, k), False
         index = self.collection.definition.index
         ef, probes = search.ef_search or index.ef_search, search.num_probes or index.num_probes
+        if segment.num_rows <= self.collection.config.scan_rows_per_width * max(ef, k):
+            return segment.scan(queries, k), False
         return segment.search(queries, k, ef=ef, probes=probes), True
 
     def _filtered(

@@ -180,6 +180,18 @@ class ReadStore:
         """Ends the connection."""
         self._connection.close()
 
+    def pin(self) -> int:
+        """Has all reads see the database as it is now, until `unpin`. Returns the sequence of its last write."""
+        self.unpin()
+        self._connection.execute("BEGIN")
+        (sequence,) = self._connection.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
+        return int(sequence)
+
+    def unpin(self) -> None:
+        """Has reads see what is newest. A database that is pinned for long keeps its log from being written back."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
     def meta(self) -> _Meta:
         """What the database says of the collection."""
         values = dict(self._connection.execute("SELECT key, value FROM meta"))

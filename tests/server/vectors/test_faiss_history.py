@@ -25,6 +25,7 @@ CONFIG = FaissConfig(
     num_build_threads=1,
     num_search_threads=2,
     max_group_writes=4,
+    scan_rows_per_width=0,
 )
 KINDS = ["auto", "hnsw", "flat", "sq8"]
 
