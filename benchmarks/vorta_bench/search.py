@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -43,6 +44,7 @@ from vorta_bench.wire import free_port, serving
 from vorta_server.vectors import operation as op
 from vorta_server.vectors.faiss_backend import FaissBackend
 from vorta_server.vectors.faiss_config import FaissConfig
+from vorta_server.vectors.planning import CostModel
 
 Matrix = npt.NDArray[np.float32]
 DIMENSION = 384
@@ -130,8 +132,10 @@ class Store:
 
     def search(self, queries: Matrix, **options: Any) -> list[list[int]]:
         """Positions of the hits."""
-        search = op.Search(collection="c", vectors=queries.tobytes(), limit=K, with_payload=False, **options)
-        return [[int(hit.id) for hit in result.hits] for result in self.ask(search)[0].results]
+        search = op.Search(
+            collection="c", vectors=queries.tobytes(), limit=K, with_payload=False, columns=True, **options
+        )
+        return [[int(point_id) for point_id in result.ids] for result in self.ask(search)[0].results]
 
 
 # Over gRPC
@@ -427,6 +431,14 @@ def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+class _GraphAlways(CostModel):
+    """Has every filtered search go through the graph."""
+
+    def exact_s(self, num_rows: int, num_queries: int, *, is_gathered: bool) -> float:
+        """More than anything."""
+        return math.inf
+
+
 def filters(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Recall and time of filtered searches, one at a time, against both ways of doing them."""
     vectors, queries = real_vectors(arguments.work, arguments.rows)
@@ -451,26 +463,43 @@ def filters(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             graph_ef = _ef_for(raw, queries, wanted, selector)
             params = faiss.SearchParametersHNSW(efSearch=graph_ef, sel=selector)
 
-            times: dict[str, list[float]] = {"vorta": [], "exact": [], "graph": []}
+            times: dict[str, list[float]] = {
+                "vorta": [],
+                "vorta exact": [],
+                "vorta graph": [],
+                "exact": [],
+                "graph": [],
+            }
             found: list[list[int]] = []
-            store.search(queries[:1], filter=filter_)
+            collection = store.backend._open["c"].collection
+            costs, graph_costs = collection.costs, _GraphAlways(DIMENSION)
+            store.search(queries[:10], filter=filter_)
             for _ in range(arguments.rounds):
                 taken, found = _one_by_one(queries, lambda query, f=filter_: store.search(query, filter=f)[0])  # type: ignore[misc]
                 times["vorta"].append(taken)
+                taken, _ = _one_by_one(queries, lambda query, f=filter_: store.search(query, filter=f, exact=True)[0])  # type: ignore[misc]
+                times["vorta exact"].append(taken)
+                collection.costs = graph_costs
+                taken, by_graph = _one_by_one(queries, lambda query, f=filter_: store.search(query, filter=f)[0])  # type: ignore[misc]
+                times["vorta graph"].append(taken)
+                collection.costs = costs
                 times["exact"].append(_one_by_one(queries, lambda query, i=exact_index: i.search(query, K))[0])  # type: ignore[misc]
                 if graph_ef:
                     taken, _ = _one_by_one(queries, lambda query, p=params: raw.search(query, K, params=p))  # type: ignore[misc]
                     times["graph"].append(taken)
-            best = min(statistics.median(taken) for name, taken in times.items() if name != "vorta" and taken)
+            best = min(statistics.median(times["vorta exact"]), statistics.median(times["vorta graph"]))
             rows.append(
                 {
                     "selectivity": share,
                     "recall": round(recall(found, wanted), 4),
                     "vorta_us": round(1e6 * statistics.median(times["vorta"])),
-                    "exact_us": round(1e6 * statistics.median(times["exact"])),
-                    "graph_us": round(1e6 * statistics.median(times["graph"])) if times["graph"] else None,
-                    "graph_ef_for_recall": graph_ef,
+                    "vorta_exact_us": round(1e6 * statistics.median(times["vorta exact"])),
+                    "vorta_graph_us": round(1e6 * statistics.median(times["vorta graph"])),
+                    "vorta_graph_recall": round(recall(by_graph, wanted), 4),
                     "vorta_to_best": round(statistics.median(times["vorta"]) / best, 2),
+                    "raw_exact_us": round(1e6 * statistics.median(times["exact"])),
+                    "raw_graph_us": round(1e6 * statistics.median(times["graph"])) if times["graph"] else None,
+                    "raw_graph_ef": graph_ef,
                 }
             )
             print(rows[-1], flush=True)

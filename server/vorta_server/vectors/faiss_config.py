@@ -34,8 +34,8 @@ class FaissConfig:
         seal_rows: Unindexed rows from which an index is built of them.
         merge_ratio: Neighbouring segments up to this many times as large as what is new are merged with it.
         rebuild_dead_fraction: Share of dead rows from which a segment is rebuilt.
-        scan_rows_per_width: Segments of up to this many rows for each of a search's width are compared with as a whole: a
-            graph looks at about as many, at random places, and may miss some.
+        scan_rows_per_width: Segments of up to this many rows for each of a search's width are compared with as a whole:
+            a graph looks at about as many, at random places, and may miss some.
         auto_ivf_rows: Rows from which `auto` takes ivf_pq instead of hnsw.
         min_save_rows: Unindexed rows from which closing saves them as a segment.
         inline_column_rows: Payload columns of segments of up to this many rows are read at once, those of larger ones

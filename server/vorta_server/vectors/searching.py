@@ -327,6 +327,7 @@ class _Runner:
         count, num_queries = view.count, len(queries)
         k = min(k, count)
         is_gathered = view.gathered is not None
+        costs.calibrate(segment, queries[:1], self.collection.distance)
         exact_s = costs.exact_s(count, num_queries, is_gathered=is_gathered)
         start_s = time.perf_counter()
         if segment.index is not None and not search.exact:

@@ -29,6 +29,9 @@ _MAX_UNSENT_BYTES = 512 * 1024 * 1024
 # Seconds that a thread may keep the interpreter from another: searches must not wait for the threads that write.
 _SWITCH_INTERVAL_S = 0.0005
 
+# Turns of that loop before a thread sleeps: microseconds instead of milliseconds.
+_SPIN_COUNT = "1000"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a worker until it is told to drain."""
@@ -55,6 +58,8 @@ def _host(config: WorkerConfig) -> WorkerHost | CallHost:
         from vorta_server.workers.vectors import build_vectors
 
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        # FAISS's threads wait for each other in a loop, on cores that the front needs; read when the library is loaded.
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
         transport = WorkerTransport(socket_path, max_unsent_bytes=_MAX_UNSENT_BYTES)
         vectors, card = build_vectors(config.vector, wake=transport.wake)
         return CallHost(service=vectors, card=card, transport=transport)
