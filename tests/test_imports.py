@@ -50,6 +50,11 @@ FORBIDDEN: dict[str, set[str]] = {
         *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization", "compiler")),
         *(f"vorta_server.{name}" for name in ("registry", "observability", "vectors", "commands")),
     },
+    # The Weaviate client's errors are grpc's.
+    "vorta_server.vectors": (WIRE - {"grpc"})
+    | {"onnxruntime", "onnx", "tokenizers", "vorta_kernels"}
+    | {f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization", "compiler")}
+    | {f"vorta_server.{name}" for name in ("registry", "observability", "embedding", "commands")},
     "vorta_server.workers": WIRE | {"vorta_server.front"},
     "vorta_server.registry": WIRE | {"onnxruntime", "vorta_server.front", "vorta_server.engine.engine"},
     "vorta_server.front": {"onnxruntime", "onnx", "numpy", "vorta_server.runners", "vorta_server.compiler"},

@@ -349,6 +349,20 @@ def _one_by_one(queries: Matrix, search: Callable[[Matrix], Any]) -> tuple[float
     return (time.perf_counter() - start_s) / len(queries), found
 
 
+def _together(store: Store, queries: Matrix, clients: int, ef: int) -> tuple[float, list[list[int]]]:
+    """Searches a second of the store in this process, so many of them under way, and what they found."""
+    searches = [
+        op.Search(collection="c", vectors=query.tobytes(), limit=K, with_payload=False, columns=True, ef_search=ef)
+        for query in queries
+    ]
+    start_s = time.perf_counter()
+    answers: list[Any] = []
+    for start in range(0, len(searches), clients):
+        answers += store.ask(*searches[start : start + clients])
+    rate = len(searches) / (time.perf_counter() - start_s)
+    return rate, [[int(point_id) for point_id in answer.results[0].ids] for answer in answers]
+
+
 class Peer:
     """Another store in a process of its own; see `vorta_bench.peers.vector_store`."""
 
@@ -403,31 +417,38 @@ def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             except (RuntimeError, OSError) as error:
                 print(f"{engine} is left out: {error}", flush=True)
         recalls: dict[str, float] = {}
+        store = Store(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        stack.callback(store.backend.close)
+        store.fill(vectors)
+
+        def note(name: str, rate: float, found: list[list[int]], is_warm: bool) -> None:
+            recalls[name] = recall(found, wanted[: len(found)])
+            if is_warm:
+                rates.setdefault(name, []).append(rate)
+
         for number in range(arguments.rounds + 1):
+            note("vorta over gRPC, batches", *asyncio.run(_batches(address, queries, ef)), number > 0)
             for clients in (1, NUM_CLIENTS):
-                name = f"vorta over gRPC, {clients} clients"
-                rate, found = asyncio.run(_singles(address, queries, clients, ef))
-                recalls[name] = recall(found, wanted)
-                if number:
-                    rates.setdefault(name, []).append(rate)
+                found_by_us = asyncio.run(_singles(address, queries, clients, ef))
+                note(f"vorta over gRPC, {clients} clients", *found_by_us, number > 0)
+                note(f"vorta in process, {clients} clients", *_together(store, queries, clients, ef), number > 0)
                 for engine, peer in found_peers.items():
-                    answer = peer.search(200 if engine in ("lancedb", "milvus-lite") else NUM_QUERIES, clients)
-                    name = f"{engine}, {clients} clients"
-                    recalls[name] = recall(answer["found"], wanted[: len(answer["found"])])
-                    if number:
-                        rates.setdefault(name, []).append(answer["per_s"])
+                    answer = peer.search(100 if engine in ("lancedb", "milvus-lite") else NUM_QUERIES, clients)
+                    note(f"{engine}, {clients} clients", answer["per_s"], answer["found"], number > 0)
         for name, values in rates.items():
             engine, _, clients_text = name.partition(", ")
-            ours = rates[f"vorta over gRPC, {clients_text}"]
-            ratio = statistics.median([a / b for a, b in zip(ours, values, strict=True)])
             row = {"name": name, "per_s": round(statistics.median(values)), "recall": round(recalls[name], 4)}
             if engine in found_peers:
-                row["vorta_times"] = round(ratio, 2)
-                row |= {"points_per_s": round(arguments.rows / found_peers[engine].built["build_s"])}
-            else:
+                for ours in ("in process", "over gRPC"):
+                    pairs = zip(rates[f"vorta {ours}, {clients_text}"], values, strict=True)
+                    row[f"vorta_{ours.replace(' ', '_')}_times"] = round(statistics.median(a / b for a, b in pairs), 2)
+                pairs = zip(rates["vorta over gRPC, batches"], values, strict=True)
+                row["vorta_batches_over_gRPC_times"] = round(statistics.median(a / b for a, b in pairs), 2)
+                row["points_per_s"] = round(arguments.rows / found_peers[engine].built["build_s"])
+            elif engine == "vorta over gRPC":
                 row["points_per_s"] = round(arguments.rows / filled["answered_s"])
             rows.append(row)
-            print(row)
+            print(row, flush=True)
     return rows
 
 

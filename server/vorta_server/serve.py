@@ -74,19 +74,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         metavar="ID|PATH|ID=PATH",
-        help="a model to serve: an artifact or checkpoint folder, or a pulled hub id; may be repeated, the first is "
-        "the default (default: vorta-mini)",
+        help="a model to serve: an artifact or checkpoint folder, or a pulled hub id; may be repeated, the first of "
+        "each kind is the default (default: vorta-mini and all-MiniLM-L6-v2)",
     )
     add("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     add("--grpc-port", type=int, metavar="PORT", help="gRPC port, 0 for any free one (default: 50051)")
     add("--http-port", type=int, metavar="PORT", help="HTTP port, 0 for any free one (default: 8000)")
-    add("--data-dir", type=Path, metavar="DIR", help="pulled models and compiled artifacts")
+    add("--data-dir", type=Path, metavar="DIR", help="pulled models, compiled artifacts, vector collections")
     add(
         "--precision",
         choices=("fp32", "int8", "int4"),
         help="of checkpoints compiled on first use (default: int8)",
     )
     add("--runner", choices=("onnx", "fake"), help="what computes (default: onnx)")
+    add(
+        "--vector-backend",
+        metavar="faiss|none|URL",
+        help="where vectors are: embedded in the data folder, nowhere, or weaviate://HOST[:PORT] (default: faiss)",
+    )
     add("--threads", type=int, metavar="N", help="compute threads per worker (default: one per core)")
     add("--max-model-len", type=int, metavar="TOKENS", help="context length (default: the model's own)")
     add("--drain-grace", type=float, metavar="SECONDS", help="for running requests at the end (default: 300)")
@@ -109,6 +114,7 @@ _FLAG_FIELDS = {
     "data_dir": "data_dir",
     "precision": "precision",
     "runner": "worker.runner",
+    "vector_backend": "vector.backend",
     "threads": "worker.threads",
     "max_model_len": "worker.max_model_len",
     "drain_grace": "drain.grace_s",

@@ -31,7 +31,8 @@ def chroma(vectors: Any, folder: Path) -> Search:
 
     client = chromadb.PersistentClient(str(folder))
     collection = client.create_collection(
-        "c", configuration={"hnsw": {"space": "cosine", "max_neighbors": 32, "ef_construction": 100, "ef_search": 64}}
+        "points",
+        configuration={"hnsw": {"space": "cosine", "max_neighbors": 32, "ef_construction": 100, "ef_search": 64}},
     )
     for start in range(0, len(vectors), _BATCH):
         part = vectors[start : start + _BATCH]
@@ -59,7 +60,7 @@ def qdrant_edge(vectors: Any, folder: Path) -> Search:
     import qdrant_edge as edge
 
     parameters = edge.EdgeVectorParams(size=vectors.shape[1], distance=edge.Distance.Cosine)
-    config = edge.EdgeConfig(vectors=parameters, hnsw_config=edge.HnswIndexConfig(m=32, ef_construct=100))
+    config = edge.EdgeConfig(vectors=parameters, hnsw_config=edge.HnswIndexConfig(32, 100, 100))
     folder.mkdir(parents=True, exist_ok=True)
     shard = edge.EdgeShard.create(str(folder), config)
     for start in range(0, len(vectors), _BATCH):
@@ -71,8 +72,8 @@ def qdrant_edge(vectors: Any, folder: Path) -> Search:
     search_params = edge.SearchParams(hnsw_ef=32)
 
     def search(query: Any) -> list[int]:
-        request = edge.QueryRequest(query=edge.Query.Nearest(query.tolist()), limit=_K, params=search_params)
-        return [point.id for point in shard.query(request)]
+        request = edge.SearchRequest(query=edge.Query.Nearest(query.tolist()), limit=_K, params=search_params)
+        return [point.id for point in shard.search(request)]
 
     return search
 
