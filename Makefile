@@ -15,6 +15,8 @@ DATA_DIR ?= data
 BENCH_WORK ?= data/bench
 PEERS := .venv-peers
 PEER_PYTHON ?= $(wildcard $(PEERS)/bin/python)
+STORES := .venv-stores
+STORE_PYTHON ?= $(wildcard $(STORES)/bin/python)
 
 .PHONY: help
 help: ## Show this list
@@ -31,7 +33,7 @@ $(REFERENCE): $(SETUP) requirements-reference.txt
 setup: $(SETUP) ## Install everything into .venv
 
 .PHONY: run
-run: $(SETUP) ## Set up and serve the default model (gRPC on 50051, HTTP on 8000)
+run: $(SETUP) ## Set up and serve the default models (gRPC on 50051, HTTP on 8000)
 	@exec $(BIN)/vorta serve --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --data-dir $(DATA_DIR)
 
 .PHONY: test
@@ -86,12 +88,14 @@ performance-test: $(SETUP) ## Serve the default model and time requests of 100 t
 	@$(BIN)/python -m vorta_bench.wire single
 
 .PHONY: peers
-peers: ## Install the engines that `make bench` compares with into .venv-peers (builds llama.cpp: ten minutes)
+peers: ## Install what `make bench` compares with into .venv-peers and .venv-stores (builds llama.cpp: ten minutes)
 	@$(PYTHON) -m venv $(PEERS)
 	@CMAKE_ARGS="-DGGML_NATIVE=ON" $(PEERS)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	@$(PYTHON) -m venv $(STORES)
+	@$(STORES)/bin/pip install --quiet --disable-pip-version-check -r requirements-stores.txt
 
 .PHONY: bench
-bench: $(SETUP) ## Compare engines in one run, then the wire with the bare loop (peers: `make peers` first)
+bench: $(SETUP) ## Compare engines, embeddings and vector search with their peers (`make peers` first)
 	@$(BIN)/python -m vorta_bench.engine --model mini --work $(BENCH_WORK) --out benchmarks/results/engine_mini.json \
 		$(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	@$(BIN)/python -m vorta_bench.engine --model half --work $(BENCH_WORK) --out benchmarks/results/engine_half.json \
@@ -102,6 +106,16 @@ bench: $(SETUP) ## Compare engines in one run, then the wire with the bare loop 
 		--out benchmarks/results/wire_mini.json
 	@$(BIN)/python -m vorta_bench.wire throughput --model $(BENCH_WORK)/half-int4 --tokens 192 \
 		--out benchmarks/results/wire_half.json
+	@$(BIN)/python -m vorta_bench.embedding quality --work $(BENCH_WORK) \
+		--out benchmarks/results/embedding_quality.json $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	@$(BIN)/python -m vorta_bench.embedding throughput --work $(BENCH_WORK) \
+		--out benchmarks/results/embedding_throughput.json $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	@$(BIN)/python -m vorta_bench.embedding single --work $(BENCH_WORK) --out benchmarks/results/embedding_single.json
+	@for part in wire filters upserts; do $(BIN)/python -m vorta_bench.search $$part --work $(BENCH_WORK) \
+		--out benchmarks/results/search_$$part.json; done
+	@$(BIN)/python -m vorta_bench.search start --rows 1000000 --work $(BENCH_WORK) --out benchmarks/results/search_start.json
+	@$(if $(STORE_PYTHON),$(BIN)/python -m vorta_bench.search peers --rows 20000 --work $(BENCH_WORK) \
+		--peer-python $(STORE_PYTHON) --out benchmarks/results/search_peers.json,echo "no other stores: make peers")
 
 .PHONY: deploy-staging
 deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubectl context
@@ -109,4 +123,4 @@ deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubec
 
 .PHONY: clean
 clean: ## Remove what was built and installed here
-	@rm -rf $(VENV) dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(STORES) dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vorta import Client
+from vorta import Client, Point
 from vorta.errors import VortaError
 from vorta_kernels import cpu
 
@@ -22,9 +22,31 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _check_vectors(client: Client) -> None:
+    """Embeds, stores, finds and answers."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            client.create_collection("check", text_fields=["text"])
+            break
+        except VortaError as error:
+            if not error.is_retryable or time.monotonic() > until:
+                print(f"no collection: {error}", file=sys.stderr)
+                raise SystemExit(1) from error
+            time.sleep(0.2)
+    check = client.collection("check")
+    texts = {"a": "Mira Kalden founded the company Vornesta.", "b": "Tobin Ashel works as a baker."}
+    check.upsert([Point(name, text=text) for name, text in texts.items()])
+    answer = client.answer("Who founded Vornesta?", "check", temperature=0)
+    text = answer.result().text
+    print(f"found and answered: {text!r}, citing {list(answer.cited_ids)}")
+    if "Mira Kalden" not in text or list(answer.cited_ids) != ["a"]:
+        raise SystemExit("the answer does not rest on the collection")
+
+
 def main() -> None:
     """Runs the checks; exits with 1 at the first that fails."""
-    for name in ("grpcio", "protobuf", "onnxruntime", "tokenizers", "uvloop"):
+    for name in ("grpcio", "protobuf", "onnxruntime", "faiss-cpu", "tokenizers", "uvloop"):
         print(f"{name} {importlib.metadata.version(name)}")
     try:
         print(f"kernels {cpu.library().name}")
@@ -50,6 +72,8 @@ def main() -> None:
                         time.sleep(0.2)
             print(f"first answer {time.monotonic() - started:.1f} s after the start: {reply.text!r}")
             print(f"{reply.usage.completion_tokens} tokens, {reply.tokens_per_second:.0f} tokens/s")
+            with Client(f"localhost:{port}", timeout_s=60) as client:
+                _check_vectors(client)
         finally:
             server.send_signal(signal.SIGTERM)
             status = server.wait(60)
