@@ -172,13 +172,13 @@ async def test_cancelled_calls_and_lost_fronts_are_told_to_the_service(hosted: H
     channel, other = await hosted.connect(), await hosted.connect()
     first = asyncio.create_task(channel.embed(embed("wait")))
     second = asyncio.create_task(other.embed(embed("wait")))
-    await until(lambda: len(hosted.service.waiting) < 2)
+    await until(lambda: len(hosted.service.waiting) == 2)
     first.cancel()
-    await until(lambda: len(hosted.service.cancelled) < 1)
+    await until(lambda: len(hosted.service.cancelled) == 1)
     other.close()
     with pytest.raises(Unavailable):
         await second
-    await until(lambda: len(hosted.service.cancelled) < 2)
+    await until(lambda: len(hosted.service.cancelled) == 2)
     assert hosted.service.waiting == []
     assert (await channel.embed(embed("goes on"))).vectors == b"goes on"
 
@@ -188,10 +188,9 @@ async def test_draining_answers_what_waits_and_ends(tmp_path: Path) -> None:
     reports: list[Stats] = []
     channel = await hosted.connect(on_stats=reports.append)
     waiting = asyncio.create_task(channel.embed(embed("wait")))
-    await until(lambda: not hosted.service.waiting)
-    await until(lambda: not any(report.running for report in reports))
-    channel.drain(0.2)
-    await asyncio.sleep(0.05)
+    await until(lambda: hosted.service.waiting)
+    await until(lambda: any(report.running for report in reports))
+    channel.drain(2.0)
     with pytest.raises(Unavailable) as refused:
         await channel.embed(embed("late"))
     assert refused.value.reason == "DRAINING"
