@@ -1,0 +1,1 @@
+"""The gateway: every wire that is not gRPC, from the descriptors of gRPC services."""
