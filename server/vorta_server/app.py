@@ -18,11 +18,14 @@ from grpc_health.v1 import health_pb2
 import vorta
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta.v1 import admin_pb2, embedding_pb2, inference_pb2, vector_pb2
+from vorta_gateway.app import Gateway, GatewayConfig
+from vorta_gateway.server import HttpServer
 from vorta_server.front.admin_service import AdminService, ServerFacts
 from vorta_server.front.answer import Grounder
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.embedder import Embedder
 from vorta_server.front.embedding_service import EmbeddingService
+from vorta_server.front.gateway_upstream import FrontUpstream
 from vorta_server.front.generation import GenerationTable
 from vorta_server.front.health import SERVICE_NAME as HEALTH
 from vorta_server.front.health import HealthService
@@ -32,13 +35,13 @@ from vorta_server.front.interceptors.admission import AdmissionInterceptor
 from vorta_server.front.interceptors.deadline import DeadlineInterceptor
 from vorta_server.front.interceptors.rpc_metrics import RpcMetricsInterceptor
 from vorta_server.front.method import bind_service
-from vorta_server.front.probe_server import ProbeReply, ProbeServer, text_reply
+from vorta_server.front.probes import probe_pages
 from vorta_server.front.resume import ResumeBudget
 from vorta_server.front.server import GrpcConfig, GrpcServer
 from vorta_server.front.stream import WritePacer
 from vorta_server.front.vector_service import VectorService
 from vorta_server.front.vector_store import VectorStore
-from vorta_server.observability.metrics import CONTENT_TYPE, Metrics
+from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
 from vorta_server.registry.source import (
@@ -231,15 +234,15 @@ class App:
             self.services,
             self.chain,
         )
-        self.http = ProbeServer(
-            host=settings.host,
-            port=settings.http.port,
-            routes={
-                "/metrics": lambda: ProbeReply(status=200, content_type=CONTENT_TYPE, body=self.metrics.render()),
-                "/healthz": lambda: text_reply(200, "ok"),
-                "/readyz": lambda: text_reply(200, "ready") if self.health.is_ready else text_reply(503, "not ready"),
-            },
+        http = settings.http
+        upstream = FrontUpstream(self.services, self.chain)
+        gateway = Gateway(
+            [_INFERENCE, _EMBEDDING, _VECTOR, _ADMIN, _HEALTH],
+            upstream,
+            GatewayConfig(max_body_bytes=http.max_body_bytes, cors_origins=tuple(http.cors_origins)),
+            pages=probe_pages(self.metrics, self.health),
         )
+        self.http = HttpServer(gateway, host=settings.host, port=http.port, max_connections=http.max_connections)
         self.registry.listen(self._on_changed)
         self._vector_registry.listen(self.health.on_changed)
         self._vector_registry.listen(self._on_changed)
@@ -308,7 +311,7 @@ class App:
                 await self.admission.wait_idle()
         except TimeoutError:
             logger.warning("%d calls did not end, cutting them", self.admission.num_in_flight)
-        await self.grpc.stop(0.5)
+        await asyncio.gather(self.grpc.stop(0.5), self.http.stop(0.5))
         logger.info("stopped")
 
     async def _stop_workers(self, grace_s: float) -> None:

@@ -69,9 +69,18 @@ class GrpcSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
-    """The HTTP port for /metrics, /healthz and /readyz."""
+    """The HTTP port: REST, gRPC-Web, the OpenAI API, the console, /metrics, /healthz and /readyz.
+
+    Attributes:
+        max_body_bytes: Of a request's body, decompressed.
+        max_connections: Connections at once; more are answered with 503.
+        cors_origins: Origins whose pages may call; `*` stands for any text within one, and alone for every origin.
+    """
 
     port: Port = 8000
+    max_body_bytes: NumBytes = 16 * 1024 * 1024
+    max_connections: Count = 4096
+    cors_origins: tuple[str, ...] = ("http://localhost:*", "http://127.0.0.1:*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
