@@ -104,7 +104,7 @@ class Transcoder:
         elif content_type in _JSON_TYPES or not content_type or content_type.endswith("+json"):
             if route.body is None:
                 codec.parse(message, body)
-            else:
+            elif body.strip():
                 codec.fill_field(message, route.body, loads(body))
         else:
             raise unsupported(f"bodies here are application/json, not {content_type[:60]!r}")
