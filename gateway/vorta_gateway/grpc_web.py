@@ -255,7 +255,7 @@ def _metadata(request: HttpRequest) -> dict[str, str | bytes]:
             continue
         if name.endswith("-bin"):
             try:
-                metadata[name] = base64.b64decode(value + "=" * (-len(value) % 4))
+                metadata[name] = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
             except (binascii.Error, ValueError):
                 raise StatusError.of(InvalidArgument(f"{name} is not base64", field=name)) from None
         else:

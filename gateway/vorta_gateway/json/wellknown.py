@@ -165,7 +165,9 @@ def _value(message: Any) -> Any:
         number: float = message.number_value
         if not math.isfinite(number):
             raise JsonError("a number of a Value must be finite")
-        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+        if number.is_integer() and abs(number) < 2**53:
+            return int(number) or (0 if math.copysign(1.0, number) > 0 else -0.0)
+        return number
     if kind == "bool_value":
         return message.bool_value
     if kind == "struct_value":
