@@ -1,4 +1,4 @@
-"""Generates the Python stubs from protos/ into clients/python/vorta/v1.
+"""Generates the Python stubs from protos/ into clients/python/vorta/v1, and the set of all descriptors.
 
 `python scripts/generate.py` writes them; `--check` fails when the committed stubs differ from what the protos give.
 """
@@ -11,12 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import google.rpc
 import grpc_tools
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 STUBS = ROOT / "clients" / "python"
+CONTRACT = ROOT / "gateway" / "vorta_gateway" / "contract.binpb"
 
 
 def generate(out: Path) -> list[Path]:
@@ -43,6 +45,18 @@ def generate(out: Path) -> list[Path]:
     return sorted(path.relative_to(out) for path in (out / "vorta" / "v1").iterdir() if path.is_file())
 
 
+def descriptor_set(file: Path) -> None:
+    """Writes the services' descriptors, all that they import, and the protos' comments."""
+    include = Path(grpc_tools.__file__).parent / "_proto"
+    rpc = Path(next(iter(google.rpc.__path__))).parents[1]
+    sources = [str(source.relative_to(PROTOS)) for source in sorted(PROTOS.glob("vorta/v1/*.proto"))]
+    includes = [f"-I{folder}" for folder in (PROTOS, PROTOS / "third_party", include, rpc)]
+    options = [f"--descriptor_set_out={file}", "--include_imports", "--include_source_info"]
+    # Envoy loses error details whose types its set does not have.
+    if protoc.main(["protoc", *includes, *options, *sources, "google/rpc/error_details.proto"]) != 0:
+        raise SystemExit("protoc failed")
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,6 +65,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         names = generate(out)
+        contract = out / CONTRACT.name
+        descriptor_set(contract)
         if arguments.check:
             committed = {
                 path.relative_to(STUBS) for path in (STUBS / "vorta" / "v1").glob("*_pb2*.py*") if path.is_file()
@@ -62,6 +78,8 @@ def main() -> None:
                 or name not in names
                 or not filecmp.cmp(out / name, STUBS / name, shallow=False)
             ]
+            if not CONTRACT.exists() or contract.read_bytes() != CONTRACT.read_bytes():
+                stale.append(CONTRACT.relative_to(ROOT))
             if stale:
                 print("stubs are not current, run `make generate`:", *stale, sep="\n  ", file=sys.stderr)
                 raise SystemExit(1)
@@ -73,6 +91,7 @@ def main() -> None:
             stale_path.unlink()
         for name in names:
             (STUBS / name).write_bytes((out / name).read_bytes())
+        CONTRACT.write_bytes(contract.read_bytes())
         print(f"wrote {len(names)} stubs to {target.relative_to(ROOT)}")
 
 

@@ -19,6 +19,7 @@ import vorta
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta.v1 import admin_pb2, embedding_pb2, inference_pb2, vector_pb2
 from vorta_gateway.app import Gateway, GatewayConfig
+from vorta_gateway.pages import describing_pages, vorta_pages, vorta_sockets
 from vorta_gateway.server import HttpServer
 from vorta_server.front.admin_service import AdminService, ServerFacts
 from vorta_server.front.answer import Grounder
@@ -236,11 +237,17 @@ class App:
         )
         http = settings.http
         upstream = FrontUpstream(self.services, self.chain)
+        described = [_INFERENCE, _EMBEDDING, _VECTOR, _ADMIN]
         gateway = Gateway(
-            [_INFERENCE, _EMBEDDING, _VECTOR, _ADMIN, _HEALTH],
+            [*described, _HEALTH],
             upstream,
             GatewayConfig(max_body_bytes=http.max_body_bytes, cors_origins=tuple(http.cors_origins)),
-            pages=probe_pages(self.metrics, self.health),
+            pages={
+                **describing_pages(described, title="Vorta", version=vorta.__version__),
+                **vorta_pages(upstream, max_body_bytes=http.max_body_bytes),
+                **probe_pages(self.metrics, self.health),
+            },
+            web_sockets=vorta_sockets(upstream),
         )
         self.http = HttpServer(gateway, host=settings.host, port=http.port, max_connections=http.max_connections)
         self.registry.listen(self._on_changed)

@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from vorta.errors import Internal, InvalidArgument
+from vorta_gateway import sse
 from vorta_gateway.http import (
     Disconnected,
     HttpReply,
@@ -41,7 +42,6 @@ __all__ = ["Transcoder"]
 _JSON_TYPES = frozenset({"application/json", "text/json"})
 _LINES_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-seq"})
 _FORM = "application/x-www-form-urlencoded"
-_SSE = "text/event-stream"
 
 
 class Transcoder:
@@ -201,18 +201,30 @@ class Transcoder:
             writer: _Writer = _Single(reply, "application/json")
         elif _is_http_body(route):
             writer = _Raw(reply, "application/octet-stream")
-        elif _SSE in accept:
-            writer = _Events(reply, _SSE)
+        elif sse.CONTENT_TYPE in accept:
+            writer = _Events(reply, call)
         elif any(kind in accept for kind in _LINES_TYPES):
             writer = _Lines(reply, "application/x-ndjson")
         else:
             writer = _Array(reply, "application/json")
+        async with writer:
+            await self._write_all(route, call, responses, reply, writer, failed)
+
+    async def _write_all(
+        self,
+        route: Route,
+        call: UpstreamCall,
+        responses: AsyncIterator[Message | bytes],
+        reply: HttpReply,
+        writer: _Writer,
+        failed: list[Exception],
+    ) -> None:
         try:
             async for response in responses:
                 message = parsed(route, response)
                 body = _http_body(route, message)
                 data = self._text(route, message) if body is None else body.data
-                if not reply.is_started:
+                if not reply.is_started and writer.starts:
                     content_type = body.content_type if body is not None and body.content_type else writer.content_type
                     await reply.start(200, content_type, reply_headers(call.header))
                 await writer.message(data)
@@ -223,7 +235,7 @@ class Transcoder:
                 raise status from None
             await writer.error(status)
             return
-        if not reply.is_started:
+        if not reply.is_started and writer.starts:
             await reply.start(200, writer.content_type, reply_headers(call.header))
         await writer.end()
 
@@ -270,7 +282,19 @@ def parsed(route: Route, response: Message | bytes) -> Message:
 
 
 class _Writer:
-    """Writes a stream's messages in one format."""
+    """Writes a stream's messages in one format.
+
+    Attributes:
+        starts: Whether somebody else sends the head.
+    """
+
+    starts = True
+
+    async def __aenter__(self) -> None:
+        """Nothing to prepare."""
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing to give back."""
 
     def __init__(self, reply: HttpReply, content_type: str) -> None:
         self._reply = reply
@@ -300,11 +324,26 @@ class _Single(_Writer):
 class _Events(_Writer):
     """Server-sent events."""
 
+    starts = False
+
+    def __init__(self, reply: HttpReply, call: UpstreamCall) -> None:
+        super().__init__(reply, sse.CONTENT_TYPE)
+        self._events = sse.EventStream(reply, lambda: reply_headers(call.header))
+
+    async def __aenter__(self) -> None:
+        await self._events.__aenter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._events.__aexit__(None, None, None)
+
     async def message(self, data: bytes) -> None:
-        await self._reply.write(b"data: " + data + b"\n\n")
+        await self._events.send(data)
 
     async def error(self, error: StatusError) -> None:
-        await self._reply.end(b"event: error\ndata: " + dumps(status_json(error)) + b"\n\n")
+        await self._events.end(dumps(status_json(error)), b"error")
+
+    async def end(self) -> None:
+        await self._events.end()
 
 
 class _Lines(_Writer):

@@ -1,0 +1,145 @@
+"""An upstream over one gRPC channel. Bytes go both ways as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from vorta.errors import DeadlineExceeded
+from vorta.wire import DETAILS_KEY
+from vorta_gateway.status import StatusError
+from vorta_gateway.upstream import UpstreamCall
+
+__all__ = ["ChannelUpstream", "make_channel"]
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+# What the reply's own protocol says, rather than the one who answered.
+_NOT_METADATA = frozenset({"content-type", "user-agent", "date", "server"})
+
+
+def make_channel(target: str, *, max_message_bytes: int = 64 * 1024 * 1024) -> grpc.aio.Channel:
+    """A channel without TLS, which notices silent peers and leaves retries to whoever knows what may be repeated."""
+    return grpc.aio.insecure_channel(
+        target,
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.enable_retries", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )
+
+
+class ChannelUpstream:
+    """An `Upstream` behind a channel, which it closes.
+
+    Args:
+        channel: See `make_channel`.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._unary: dict[str, Any] = {}
+        self._stream: dict[str, Any] = {}
+
+    async def unary(self, call: UpstreamCall, request: Message | bytes) -> bytes:
+        """See `Upstream`."""
+        path = call.method.path
+        multicallable = self._unary.get(path)
+        if multicallable is None:
+            multicallable = self._unary[path] = self._channel.unary_unary(path)
+        rpc = multicallable(_serialized(request), **_options(call))
+        try:
+            response: bytes = await rpc
+        except grpc.aio.AioRpcError as error:
+            call.header = _metadata(error.initial_metadata())
+            raise _status(error) from None
+        call.header = _metadata(await rpc.initial_metadata())
+        call.trailers = _metadata(await rpc.trailing_metadata())
+        return response
+
+    async def stream(
+        self, call: UpstreamCall, requests: Message | bytes | AsyncIterable[Message | bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """See `Upstream`."""
+        path = call.method.path
+        is_many = not isinstance(requests, Message | bytes)
+        multicallable = self._stream.get(path)
+        if multicallable is None:
+            make: Any = self._channel.stream_stream if call.method.is_client_streaming else self._channel.unary_stream
+            multicallable = self._stream[path] = make(path)
+        asked = _Requests(requests) if is_many else None
+        rpc = multicallable(aiter(asked) if asked is not None else _serialized(requests), **_options(call))
+        try:
+            call.header = _metadata(await rpc.initial_metadata())
+            async for response in rpc:
+                yield response
+            call.trailers = _metadata(await rpc.trailing_metadata())
+            status = await rpc.code()
+            if status is not grpc.StatusCode.OK:  # the requests broke off, and gRPC cancelled the call for it
+                raise StatusError(status.value[0], await rpc.details() or "")
+        except grpc.aio.AioRpcError as error:
+            raise _status(error) from None
+        except asyncio.CancelledError:
+            if asked is not None and asked.error is not None:
+                raise asked.error from None
+            raise
+        finally:
+            rpc.cancel()
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+class _Requests:
+    """The requests as bytes; keeps what went wrong with them, of which gRPC tells only that the call was cancelled."""
+
+    def __init__(self, requests: Any) -> None:
+        self._requests: AsyncIterable[Message | bytes] = requests
+        self.error: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for request in self._requests:
+                yield _serialized(request)
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _serialized(request: Any) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
+
+
+def _options(call: UpstreamCall) -> dict[str, Any]:
+    timeout_s = None
+    if call.deadline_s is not None:
+        timeout_s = call.deadline_s - time.monotonic()
+        if timeout_s <= 0:
+            raise StatusError.of(DeadlineExceeded("the call's deadline had passed when it arrived"))
+    metadata = tuple((key, value) for key, value in call.metadata.items() if key != "user-agent")
+    return {"timeout": timeout_s, "metadata": metadata}
+
+
+def _metadata(entries: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    return tuple(
+        (key, value)
+        for key, value in entries or ()
+        if key not in _NOT_METADATA and not key.startswith("grpc-") and key != DETAILS_KEY
+    )
+
+
+def _status(error: grpc.aio.AioRpcError) -> StatusError:
+    trailers = error.trailing_metadata() or ()
+    details = next((value for key, value in trailers if key == DETAILS_KEY and isinstance(value, bytes)), b"")
+    return StatusError(error.code().value[0], error.details() or "", details=details, trailers=_metadata(trailers))

@@ -1,0 +1,1 @@
+"""The OpenAI API over the contract: chat completions, completions, embeddings, models."""

@@ -1,0 +1,85 @@
+"""The gateway as a process of its own, before any gRPC server that tells of its services."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import vorta
+from vorta_gateway.app import Gateway, GatewayConfig, Page
+from vorta_gateway.channel import ChannelUpstream, make_channel
+from vorta_gateway.http import HttpReply, HttpRequest
+from vorta_gateway.pages import describing_pages, vorta_pages, vorta_sockets
+from vorta_gateway.reflection import reflected_services
+from vorta_gateway.rest.routes import RouteOptions
+from vorta_gateway.server import HttpServer
+
+__all__ = ["StandaloneConfig", "serve"]
+
+logger = logging.getLogger(__name__)
+
+_OWN_SERVICE = "vorta.v1.InferenceService"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandaloneConfig:
+    """What `vorta gateway` was told; see its help."""
+
+    upstream: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    cors_origins: tuple[str, ...] = ("http://localhost:*", "http://127.0.0.1:*")
+    max_body_bytes: int = 16 * 1024 * 1024
+    camel_case: bool = False
+    always_print: bool = False
+    method_override: bool = False
+
+
+async def serve(config: StandaloneConfig) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        VortaError: The upstream does not answer or has no reflection, or the port is taken.
+        TemplateError: One of the upstream's rules is wrong.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        channel = make_channel(config.upstream)
+        upstream = ChannelUpstream(channel)
+        stack.push_async_callback(upstream.close)
+        services = await reflected_services(channel)
+        pages = describing_pages(services, title="Vorta gateway", version=vorta.__version__)
+        is_vorta = any(service.full_name == _OWN_SERVICE for service in services)
+        if is_vorta:
+            pages |= vorta_pages(upstream, max_body_bytes=config.max_body_bytes)
+        pages["/healthz"] = Page(answer=_answer_health)
+        options = RouteOptions(camel_case=config.camel_case, always_print=config.always_print)
+        gateway = Gateway(
+            services,
+            upstream,
+            GatewayConfig(
+                max_body_bytes=config.max_body_bytes,
+                cors_origins=config.cors_origins,
+                method_override=config.method_override,
+                routes={"": options},
+            ),
+            pages=pages,
+            web_sockets=vorta_sockets(upstream) if is_vorta else {},
+        )
+        server = HttpServer(gateway, host=config.host, port=config.port)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        logger.info(
+            "serving %d routes of %s on http://%s:%d", len(gateway.routes), config.upstream, config.host, server.port
+        )
+        await stop.wait()
+
+
+async def _answer_health(request: HttpRequest, reply: HttpReply) -> None:
+    await reply.send(200, b"ok\n", "text/plain; charset=utf-8")
