@@ -5,34 +5,65 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from vorta.errors import DeadlineExceeded
-from vorta.wire import DETAILS_KEY
+from vorta.wire import DETAILS_KEY, error_from_rpc, is_connection_failure
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import UpstreamCall
 
-__all__ = ["ChannelUpstream", "make_channel"]
+__all__ = ["ChannelConfig", "ChannelUpstream", "NotSentError", "make_channel"]
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+_UNAVAILABLE = 14
 
 # What the reply's own protocol says, rather than the one who answered.
 _NOT_METADATA = frozenset({"content-type", "user-agent", "date", "server"})
 
+# How gRPC begins the status of a call that it had no connection for.
+_NO_CONNECTION = ("failed to connect to all addresses", "DNS resolution failed")
 
-def make_channel(target: str, *, max_message_bytes: int = 64 * 1024 * 1024) -> grpc.aio.Channel:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelConfig:
+    """How one channel behaves.
+
+    Attributes:
+        max_message_bytes: Of a message, either way.
+        keepalive_s: Seconds of silence after which the peer is pinged, also while no call is open.
+        keepalive_timeout_s: Seconds that it may take to answer before the connection counts as lost.
+        max_reconnect_backoff_s: Most seconds between two attempts to connect.
+    """
+
+    max_message_bytes: int = 64 * 1024 * 1024
+    keepalive_s: float = 30.0
+    keepalive_timeout_s: float = 10.0
+    max_reconnect_backoff_s: float = 5.0
+
+
+class NotSentError(StatusError):
+    """The call failed (UNAVAILABLE) before anything of it was sent: the peer has certainly not seen it."""
+
+
+def make_channel(target: str, config: ChannelConfig | None = None) -> grpc.aio.Channel:
     """A channel without TLS, which notices silent peers and leaves retries to whoever knows what may be repeated."""
+    config = config or ChannelConfig()
+    max_backoff_ms = int(config.max_reconnect_backoff_s * 1000)
     return grpc.aio.insecure_channel(
         target,
         options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.max_send_message_length", config.max_message_bytes),
+            ("grpc.keepalive_time_ms", int(config.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.initial_reconnect_backoff_ms", min(200, max_backoff_ms)),
+            ("grpc.max_reconnect_backoff_ms", max_backoff_ms),
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ],
@@ -52,7 +83,7 @@ class ChannelUpstream:
         self._stream: dict[str, Any] = {}
 
     async def unary(self, call: UpstreamCall, request: Message | bytes) -> bytes:
-        """See `Upstream`."""
+        """See `Upstream`. Raises NotSentError where that is certain."""
         path = call.method.path
         multicallable = self._unary.get(path)
         if multicallable is None:
@@ -62,7 +93,10 @@ class ChannelUpstream:
             response: bytes = await rpc
         except grpc.aio.AioRpcError as error:
             call.header = _metadata(error.initial_metadata())
-            raise _status(error) from None
+            raise self._failure(error) from None
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
         call.header = _metadata(await rpc.initial_metadata())
         call.trailers = _metadata(await rpc.trailing_metadata())
         return response
@@ -70,7 +104,7 @@ class ChannelUpstream:
     async def stream(
         self, call: UpstreamCall, requests: Message | bytes | AsyncIterable[Message | bytes]
     ) -> AsyncGenerator[bytes, None]:
-        """See `Upstream`."""
+        """See `Upstream`. Raises NotSentError where that is certain."""
         path = call.method.path
         is_many = not isinstance(requests, Message | bytes)
         multicallable = self._stream.get(path)
@@ -86,19 +120,34 @@ class ChannelUpstream:
             call.trailers = _metadata(await rpc.trailing_metadata())
             status = await rpc.code()
             if status is not grpc.StatusCode.OK:  # the requests broke off, and gRPC cancelled the call for it
+                if asked is not None and asked.error is not None:
+                    raise asked.error from None
                 raise StatusError(status.value[0], await rpc.details() or "")
         except grpc.aio.AioRpcError as error:
-            raise _status(error) from None
+            raise self._failure(error) from None
         except asyncio.CancelledError:
             if asked is not None and asked.error is not None:
                 raise asked.error from None
+            _raise_if_closed()
             raise
         finally:
             rpc.cancel()
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """Closes the channel. Calls that are open end with UNAVAILABLE."""
         await self._channel.close()
+
+    def _failure(self, error: grpc.aio.AioRpcError) -> StatusError:
+        trailers = error.trailing_metadata() or ()
+        details = next((value for key, value in trailers if key == DETAILS_KEY and isinstance(value, bytes)), b"")
+        message = error.details() or ""
+        if not is_connection_failure(error_from_rpc(error)):
+            return StatusError(error.code().value[0], message, details=details, trailers=_metadata(trailers))
+        # A peer that answers with the same words (it may be a proxy) is one that the channel is connected to.
+        if message.startswith(_NO_CONNECTION) and self._channel.get_state() is not grpc.ChannelConnectivity.READY:
+            return NotSentError(_UNAVAILABLE, message)
+        # A cut connection may show as UNKNOWN, INTERNAL or even CANCELLED, though nobody cancelled.
+        return StatusError(_UNAVAILABLE, message, trailers=_metadata(trailers))
 
 
 class _Requests:
@@ -139,7 +188,8 @@ def _metadata(entries: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
     )
 
 
-def _status(error: grpc.aio.AioRpcError) -> StatusError:
-    trailers = error.trailing_metadata() or ()
-    details = next((value for key, value in trailers if key == DETAILS_KEY and isinstance(value, bytes)), b"")
-    return StatusError(error.code().value[0], error.details() or "", details=details, trailers=_metadata(trailers))
+def _raise_if_closed() -> None:
+    """Raises StatusError if a call was cancelled by its channel's end, not by the task that waits for it."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling() == 0:
+        raise StatusError(_UNAVAILABLE, "the channel was closed") from None
