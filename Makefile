@@ -84,7 +84,8 @@ train-mini: $(SETUP) $(REFERENCE) ## Train vorta-mini from scratch (two CPU core
 	@$(BIN)/python -m vorta_bench.mini train --out data/vorta-mini
 
 .PHONY: performance-test
-performance-test: $(SETUP) ## Serve the default model and time requests of 100 tokens over gRPC
+performance-test: $(SETUP) ## Serve the default model and load it with locust over REST; then time single requests over gRPC
+	@scripts/performance_test.sh "$(BIN)"
 	@$(BIN)/python -m vorta_bench.wire single
 
 .PHONY: peers

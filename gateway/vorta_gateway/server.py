@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from vorta.errors import FailedPrecondition
 
 __all__ = ["HttpServer"]
+
+logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
@@ -42,12 +45,15 @@ class _Protocol(HttpToolsProtocol):
         if not self._is_in_head:
             super().data_received(data)
             return
-        if self._head_timer is None:
-            self._begin_head()
         self._head_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > _MAX_HEAD_BYTES:
             self._refuse(_HEAD_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._begin_head()
 
     def on_headers_complete(self) -> None:
         self._end_head()
@@ -55,7 +61,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._is_in_head = True  # the timer starts with the next request's first byte
+        self._is_in_head = True  # its timer starts with the next request's first byte
         self._head_bytes = 0
 
     def _begin_head(self) -> None:
