@@ -92,7 +92,8 @@ class Upstream(Protocol):
         self, call: UpstreamCall, requests: Message | bytes | AsyncIterable[Message | bytes]
     ) -> AsyncGenerator[Message | bytes, None]:
         """The replies of any other RPC: of one request, or of many where the method's client streams. An RPC with many
-        requests and one reply gives one. Raises StatusError, also after some replies. Close it when leaving early.
+        requests and one reply gives one. Raises StatusError, also after some replies, and whatever the iteration of the
+        requests raised. Close it when leaving early.
         """
         ...
 

@@ -139,19 +139,24 @@ class Transcoder:
             raise unsupported(f"bodies here are application/json or application/x-ndjson, not {content_type[:60]!r}")
         codec = self._codec(route)
         index = 0
-        async for value in _values(request, self._max_body_bytes):
-            message = route.method.request_type()
-            try:
-                if route.body is None:
-                    codec.fill(message, value)
-                else:
-                    codec.fill_field(message, route.body, value)
-            except JsonError as error:
-                error.within(f"[{index}]")
-                raise
-            self._bind(match, message, request)
-            index += 1
-            yield message
+        try:
+            async for value in _values(request, self._max_body_bytes):
+                message = route.method.request_type()
+                try:
+                    if route.body is None:
+                        codec.fill(message, value)
+                    else:
+                        codec.fill_field(message, route.body, value)
+                except JsonError as error:
+                    error.within(f"[{index}]")
+                    raise
+                self._bind(match, message, request)
+                index += 1
+                yield message
+        except JsonError as error:
+            raise StatusError.of(error.invalid_argument()) from None
+        except InvalidArgument as error:
+            raise StatusError.of(error) from None
 
     # Replies
 
@@ -175,17 +180,13 @@ class Transcoder:
         request: HttpRequest,
         reply: HttpReply,
     ) -> None:
-        is_client_streaming = not isinstance(requests, Message)
-        failed: list[Exception] = []
-        if not isinstance(requests, Message):
-            requests = _noting(requests, failed)
         async with aclosing(self._upstream.stream(call, requests)) as responses:
-            if is_client_streaming:
+            if not isinstance(requests, Message):
                 # The body is read while replies are written: a client that goes ends the body, or the next write.
-                await self._write(route, call, responses, request, reply, failed)
+                await self._write(route, call, responses, request, reply)
             else:
                 async with WhileConnected(request):
-                    await self._write(route, call, responses, request, reply, failed)
+                    await self._write(route, call, responses, request, reply)
 
     async def _write(
         self,
@@ -194,7 +195,6 @@ class Transcoder:
         responses: AsyncIterator[Message | bytes],
         request: HttpRequest,
         reply: HttpReply,
-        failed: list[Exception],
     ) -> None:
         accept = request.headers.get("accept", "")
         if not route.method.is_streaming:
@@ -208,7 +208,7 @@ class Transcoder:
         else:
             writer = _Array(reply, "application/json")
         async with writer:
-            await self._write_all(route, call, responses, reply, writer, failed)
+            await self._write_all(route, call, responses, reply, writer)
 
     async def _write_all(
         self,
@@ -217,7 +217,6 @@ class Transcoder:
         responses: AsyncIterator[Message | bytes],
         reply: HttpReply,
         writer: _Writer,
-        failed: list[Exception],
     ) -> None:
         try:
             async for response in responses:
@@ -228,12 +227,10 @@ class Transcoder:
                     content_type = body.content_type if body is not None and body.content_type else writer.content_type
                     await reply.start(200, content_type, reply_headers(call.header))
                 await writer.message(data)
-        except (StatusError, JsonError, InvalidArgument) as error:
-            cause = failed[0] if failed else error
-            status = cause if isinstance(cause, StatusError) else _status_of(cause)
+        except StatusError as error:
             if not reply.is_started:
-                raise status from None
-            await writer.error(status)
+                raise
+            await writer.error(error)
             return
         if not reply.is_started and writer.starts:
             await reply.start(200, writer.content_type, reply_headers(call.header))
@@ -383,23 +380,6 @@ def _http_body(route: Route, response: Message) -> Any:
     if not _is_http_body(route):
         return None
     return response if route.response_body is None else getattr(response, route.response_body.name)
-
-
-async def _noting(requests: AsyncIterator[Message], failed: list[Exception]) -> AsyncIterator[Message]:
-    """Keeps what went wrong with the requests: an upstream may report its consequence only."""
-    try:
-        async for message in requests:
-            yield message
-    except (JsonError, InvalidArgument, StatusError) as error:
-        failed.append(error)
-        raise
-
-
-def _status_of(error: Exception) -> StatusError:
-    if isinstance(error, JsonError):
-        return StatusError.of(error.invalid_argument())
-    assert isinstance(error, InvalidArgument)
-    return StatusError.of(error)
 
 
 async def _values(request: HttpRequest, max_bytes: int) -> AsyncIterator[Any]:

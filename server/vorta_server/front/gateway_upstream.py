@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from google.protobuf.message import Message
 
-from vorta.errors import DeadlineExceeded, Unimplemented, VortaError
+from vorta.errors import Cancelled, DeadlineExceeded, Unimplemented, VortaError
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import UpstreamCall
 from vorta_server.front.call import CallContext, request_id_from
@@ -75,12 +75,14 @@ class FrontUpstream:
                 task.cancel()
 
         context.on_interrupt = interrupt
+        failed: list[Exception] = []
+        asked = requests if isinstance(requests, Message | bytes) else _noting(requests, failed)
         if context.deadline_s is not None:
             late = DeadlineExceeded("the call's deadline passed")
             due_s = context.deadline_s - time.monotonic() + 2 * DEADLINE_SLACK_S
             timers.append(loop.call_later(max(0.0, due_s), context.interrupt, late))
         try:
-            async with aclosing(self._chain.stream(method, requests, context)) as responses:  # type: ignore[type-var]
+            async with aclosing(self._chain.stream(method, asked, context)) as responses:  # type: ignore[type-var]
                 async for response in responses:
                     is_read = True
                     yield response
@@ -88,6 +90,8 @@ class FrontUpstream:
                     if context.interruption is not None:
                         raise context.interruption
         except VortaError as error:
+            if failed:
+                raise failed[0] from None
             raise _status(error, context) from None
         except asyncio.CancelledError:
             if context.interruption is None or is_read:
@@ -118,6 +122,18 @@ class FrontUpstream:
         )
         call.header = (("x-request-id", context.request_id),)
         return method, context
+
+
+async def _noting(
+    requests: AsyncIterable[Message | bytes], failed: list[Exception]
+) -> AsyncGenerator[Message | bytes, None]:
+    """Keeps what the requests' iteration raises; the chain sees that the call cannot go on."""
+    try:
+        async for request in requests:
+            yield request
+    except Exception as error:
+        failed.append(error)
+        raise Cancelled("the requests broke off") from None
 
 
 def _status(error: VortaError, context: CallContext) -> StatusError:
