@@ -140,6 +140,8 @@ class Cluster:
         logger.info("endpoint %s is %s", endpoint.address, health.value)
         if health is Health.CONNECTING:
             self._is_lost.set()
+        elif health is Health.SERVING:
+            endpoint.ejections.lift()
         endpoint.health = health
         self._changed.set()
 

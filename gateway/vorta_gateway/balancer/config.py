@@ -25,7 +25,7 @@ class AffinityConfig:
     block_characters: int = 128
     max_blocks: int = 512
     max_endpoint_blocks: int = 32_768
-    min_match: float = 0.1
+    min_match: float = 0.3
     load_factor: float = 2.0
     load_margin: float = 2_048.0
 
@@ -88,7 +88,7 @@ class RetryConfig:
     Attributes:
         max_attempts: Of a call, the first included; 1 turns retries off.
         budget_percent, min_concurrency: Retries and hedges that run at once are at most this share of the open calls,
-            and at least so many may.
+            and at least so many may. A share that is less than one endpoint's lets calls fail when that one dies.
         initial_backoff_s, max_backoff_s: Seconds before an endpoint is tried that failed already, growing twofold. To
             one that was not tried a call goes at once.
         max_retry_delay_s: An endpoint's RetryInfo that asks for more seconds goes to the caller instead.
@@ -97,8 +97,8 @@ class RetryConfig:
     """
 
     max_attempts: int = 3
-    budget_percent: float = 20.0
-    min_concurrency: int = 3
+    budget_percent: float = 50.0
+    min_concurrency: int = 16
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 1.0
     max_retry_delay_s: float = 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,6 +36,11 @@ class Ejections:
     until_s: float = 0.0
     multiplier: int = 0
     total: int = 0
+
+    def lift(self) -> None:
+        """Ends an ejection, because the endpoint says, over a new connection, that it serves."""
+        self.num_failures = 0
+        self.until_s = min(self.until_s, time.monotonic())
 
 
 class Endpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,6 +10,8 @@ from vorta_gateway.balancer.config import OutlierConfig
 from vorta_gateway.balancer.endpoint import Endpoint
 
 __all__ = ["OutlierDetector"]
+
+logger = logging.getLogger(__name__)
 
 
 class OutlierDetector:
@@ -49,6 +52,7 @@ class OutlierDetector:
         state.until_s = now_s + ejection_s
         state.num_failures = 0
         state.total += 1
+        logger.warning("endpoint %s is ejected for %g s", endpoint.address, ejection_s)
 
     def _may_eject(self, endpoints: Iterable[Endpoint]) -> bool:
         are_ejected = [self.is_ejected(one) for one in endpoints]

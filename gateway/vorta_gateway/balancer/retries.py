@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vorta.errors import Unavailable
+from vorta.errors import Unavailable, VortaError
 from vorta.wire import error_from_status
 from vorta_gateway.balancer.cluster import Cluster
 from vorta_gateway.balancer.config import RetryConfig
@@ -19,12 +19,15 @@ from vorta_gateway.channel import NotSentError
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import Idempotency, RpcMethod, UpstreamCall
 
-__all__ = ["BalancedRoute", "RetryBudget"]
+__all__ = ["BalancedRoute", "RetryBudget", "RoutePlanner", "is_about_endpoint"]
 
-UNAVAILABLE = 14
+_UNAVAILABLE = 14
 
-# The server refuses so before it takes a request; some of these words may also end one that ran.
-_REFUSALS = frozenset({"DRAINING", "MODEL_NOT_READY"})
+_DRAINING = "DRAINING"
+_MODEL_NOT_READY = "MODEL_NOT_READY"
+
+# The server refuses so before it takes a request, and may end one so that ran.
+_REFUSALS = frozenset({_DRAINING, _MODEL_NOT_READY})
 
 
 class RetryBudget:
@@ -116,9 +119,11 @@ class BalancedRoute:
         if not is_repeatable or self.num_attempts >= self._max_attempts or not may_repeat(self._call.method, failure):
             raise failure
         budget = self._planner.budget
-        if not budget.take():
-            raise failure
-        self._has_budget = True
+        # What no server has seen is no load on any.
+        if not isinstance(failure, NotSentError):
+            if not budget.take():
+                raise failure
+            self._has_budget = True
         if all(one in self._tried for one in self._planner.picker.candidates(self._planner.cluster.endpoints)):
             await self._wait(failure)
         lease = self._pick()
@@ -157,14 +162,17 @@ class BalancedRoute:
 
 def may_repeat(method: RpcMethod, failure: StatusError) -> bool:
     """Whether a call that failed may be sent again: it must do no harm if it ran, or certainly not have begun."""
-    if failure.code != UNAVAILABLE:
+    if failure.code != _UNAVAILABLE:
         return False
     if method.idempotency is not Idempotency.UNKNOWN or isinstance(failure, NotSentError):
         return True
     return accepts_first(method) and _error_of(failure).reason in _REFUSALS
 
 
-def _error_of(failure: StatusError) -> Unavailable:
-    error = error_from_status(failure.code, failure.message, failure.details or None)
-    assert isinstance(error, Unavailable)
-    return error
+def is_about_endpoint(failure: StatusError) -> bool:
+    """Whether a failure tells that its endpoint is no good: it is UNAVAILABLE, and not only the model asked for."""
+    return failure.code == _UNAVAILABLE and _error_of(failure).reason != _MODEL_NOT_READY
+
+
+def _error_of(failure: StatusError) -> VortaError:
+    return error_from_status(failure.code, failure.message, failure.details or None)

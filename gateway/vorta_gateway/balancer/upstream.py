@@ -18,7 +18,7 @@ from vorta_gateway.balancer.endpoint import Endpoint
 from vorta_gateway.balancer.outliers import OutlierDetector
 from vorta_gateway.balancer.owners import OwnerRoute, RequestOwners, accepted_request_id
 from vorta_gateway.balancer.picker import Lease, Picker
-from vorta_gateway.balancer.retries import BalancedRoute, RetryBudget, RoutePlanner
+from vorta_gateway.balancer.retries import BalancedRoute, RetryBudget, RoutePlanner, is_about_endpoint
 from vorta_gateway.balancer.stats import BalancerStats, EndpointStats
 from vorta_gateway.balancer.targets import Resolver, SystemResolver, Targets, parse_targets
 from vorta_gateway.channel import make_channel
@@ -276,9 +276,10 @@ class _Attempt:
     def failed(self, error: StatusError) -> None:
         """The endpoint answered with an error, or was not reached."""
         self._original.header = self.call.header
-        if error.code == _UNAVAILABLE:
+        if is_about_endpoint(error):
             self._outliers.failed(self._lease.endpoint, self._cluster.endpoints)
-        elif error.code not in (_CANCELLED, _DEADLINE_EXCEEDED):  # which gRPC may say without the endpoint
+        elif error.code not in (_CANCELLED, _DEADLINE_EXCEEDED, _UNAVAILABLE):
+            # gRPC may say the first two without having heard of the endpoint.
             self._outliers.succeeded(self._lease.endpoint)
 
     def end(self) -> None:

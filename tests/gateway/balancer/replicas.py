@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -84,7 +85,7 @@ Answer = Callable[["Replica", str, Any, grpc.aio.ServicerContext[Any, Any]], Awa
 
 
 class Replica:
-    """One server.
+    """One server, behind a relay of its bytes, so that it can die as if it were a process: without a word.
 
     Attributes:
         name: Echo's replies begin with it.
@@ -109,6 +110,9 @@ class Replica:
         self._is_serving = True
         self._health_changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
+        self._inner_port = 0
+        self._relay: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def address(self) -> str:
@@ -121,15 +125,36 @@ class Replica:
     async def start(self) -> Replica:
         server = self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers([_Handlers(self)])
-        self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._inner_port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
+        self._relay = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = self._relay.sockets[0].getsockname()[1]
         return self
 
     async def kill(self) -> None:
-        """Cuts every connection."""
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
+        """Cuts every connection. Idempotent."""
+        if self._server is None or self._relay is None:
+            return
+        self._relay.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await self._server.stop(None)
+        self._server = self._relay = None
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner = await asyncio.open_connection("127.0.0.1", self._inner_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, inner[1]}
+        self._writers |= pair
+        try:
+            await asyncio.gather(_relay(reader, inner[1]), _relay(inner[0], writer))
+        finally:
+            self._writers -= pair
+            for one in pair:
+                one.transport.abort()
 
     async def set_serving(self, is_serving: bool) -> None:
         async with self._health_changed:
@@ -212,6 +237,14 @@ class Replica:
         yield finished.SerializeToString()
 
 
+async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.transport.abort()
+
+
 class _Handlers(grpc.GenericRpcHandler):
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -219,7 +252,7 @@ class _Handlers(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         path: Any = handler_call_details.method
         if path == "/grpc.health.v1.Health/Watch" and self._replica._has_health:
-            return grpc.unary_stream_rpc_method_handler(self._replica.watch)  # type: ignore[arg-type]
+            return grpc.unary_stream_rpc_method_handler(self._replica.watch)
         method = METHODS.get(path)
         if method is None:
             return None
@@ -236,11 +269,11 @@ class _Handlers(grpc.GenericRpcHandler):
         make: Any
         match method.is_client_streaming, method.is_streaming:
             case False, False:
-                make = grpc.unary_unary_rpc_method_handler(one)  # type: ignore[arg-type]
+                make = grpc.unary_unary_rpc_method_handler(one)
             case False, True:
-                make = grpc.unary_stream_rpc_method_handler(many)  # type: ignore[arg-type]
+                make = grpc.unary_stream_rpc_method_handler(many)
             case True, False:
-                make = grpc.stream_unary_rpc_method_handler(one)  # type: ignore[arg-type]
+                make = grpc.stream_unary_rpc_method_handler(one)
             case _:
-                make = grpc.stream_stream_rpc_method_handler(many)  # type: ignore[arg-type]
+                make = grpc.stream_stream_rpc_method_handler(many)
         return make
