@@ -91,6 +91,7 @@ class RetryConfig:
             and at least so many may. A share that is less than one endpoint's lets calls fail when that one dies.
         initial_backoff_s, max_backoff_s: Seconds before an endpoint is tried that failed already, growing twofold. To
             one that was not tried a call goes at once.
+        max_buffer_bytes: Of a call's stream of requests; one that had sent more is not sent again.
         max_retry_delay_s: An endpoint's RetryInfo that asks for more seconds goes to the caller instead.
         hedge_after_s: Seconds without a reply after which an idempotent unary call is sent to a second endpoint too;
             None for never.
@@ -101,6 +102,7 @@ class RetryConfig:
     min_concurrency: int = 16
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 1.0
+    max_buffer_bytes: int = 1024 * 1024
     max_retry_delay_s: float = 5.0
     hedge_after_s: float | None = None
 
@@ -110,6 +112,7 @@ class RetryConfig:
         _check_between("min_concurrency", self.min_concurrency, 0, 1_000_000)
         _check_between("initial_backoff_s", self.initial_backoff_s, 0, 3600)
         _check_between("max_backoff_s", self.max_backoff_s, self.initial_backoff_s, 3600)
+        _check_between("max_buffer_bytes", self.max_buffer_bytes, 0, 2**40)
         _check_between("max_retry_delay_s", self.max_retry_delay_s, 0, 3600)
         if self.hedge_after_s is not None:
             _check_between("hedge_after_s", self.hedge_after_s, 0, 3600)

@@ -18,6 +18,7 @@ from vorta_gateway.balancer.endpoint import Endpoint
 from vorta_gateway.balancer.outliers import OutlierDetector
 from vorta_gateway.balancer.owners import OwnerRoute, RequestOwners, accepted_request_id
 from vorta_gateway.balancer.picker import Lease, Picker
+from vorta_gateway.balancer.replay import ReplayableRequests
 from vorta_gateway.balancer.retries import BalancedRoute, RetryBudget, RoutePlanner, is_about_endpoint
 from vorta_gateway.balancer.stats import BalancerStats, EndpointStats
 from vorta_gateway.balancer.targets import Resolver, SystemResolver, Targets, parse_targets
@@ -48,7 +49,7 @@ class Route(Protocol):
 class BalancedUpstream:
     """An `Upstream` that sends each call to the endpoint that is best for it, and again where that may be done.
 
-    Calls with many requests are sent once: what was taken from the caller cannot be taken again. One event loop only.
+    One event loop only.
 
     Args:
         targets: See `parse_targets`.
@@ -124,7 +125,9 @@ class BalancedUpstream:
         """See `Upstream`."""
         demand = self._demands.read(call, requests)
         route: Route = self._route_to_owner(demand) if is_by_request_id(call.method) else self._route(call, demand, [])
-        is_repeatable = isinstance(requests, Message | bytes)
+        # What is sent: the one request, or the caller's many.
+        many = None if isinstance(requests, Message | bytes) else self._replayable(requests)
+        sent = requests if many is None else many
         num_replies = 0
         self._num_open += 1
         try:
@@ -133,23 +136,30 @@ class BalancedUpstream:
                 while True:
                     attempt = self._begin(call, demand, lease)
                     try:
-                        async with aclosing(lease.endpoint.upstream.stream(attempt.call, requests)) as replies:
+                        async with aclosing(lease.endpoint.upstream.stream(attempt.call, sent)) as replies:
                             async for reply in replies:
                                 attempt.answered()
                                 num_replies += 1
                                 if num_replies <= _MAX_EVENTS_TO_ACCEPTANCE:
                                     self._learn_from(reply, call, demand, lease)
+                                if many is not None:
+                                    many.forget()
                                 yield reply
                         attempt.answered()
                         return
                     except StatusError as error:
+                        if many is not None and many.error is error:
+                            raise  # the caller's, not the endpoint's
                         attempt.failed(error)
                         failure = error
                     finally:
                         attempt.end()
-                    lease = await route.next(failure, is_repeatable=is_repeatable and not num_replies)
+                    is_repeatable = num_replies == 0 and (many is None or many.is_replayable)
+                    lease = await route.next(failure, is_repeatable=is_repeatable)
         finally:
             self._num_open -= 1
+            if many is not None:
+                await many.close()
 
     def stats(self) -> BalancerStats:
         """What has happened so far."""
@@ -219,6 +229,9 @@ class BalancedUpstream:
             await asyncio.gather(*tasks, return_exceptions=True)
             if has_budget:
                 self._budget.give_back()
+
+    def _replayable(self, requests: AsyncIterable[Message | bytes]) -> ReplayableRequests:
+        return ReplayableRequests(requests, self._retry.max_buffer_bytes)
 
     def _route(
         self, call: UpstreamCall, demand: Demand, tried: list[Endpoint], max_attempts: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
@@ -75,6 +75,11 @@ def in_flight(upstream: BalancedUpstream) -> int:
 
 async def get(upstream: BalancedUpstream, value: str = "x", name: str = "Get") -> str:
     return value_of(await upstream.unary(call_of(ECHO + name, timeout_s=WAIT_S), text(value)))
+
+
+async def collected(stream: AsyncGenerator[Any, None]) -> list[str]:
+    async with aclosing(stream) as replies:
+        return [value_of(reply) async for reply in replies]
 
 
 def unavailable(*, retry_delay_s: float | None = None, reason: str = "") -> Any:
@@ -232,6 +237,39 @@ async def test_what_was_certainly_not_sent_is_repeated_always(replicas: list[Rep
         assert (await get(upstream, name="Put"))[0] == "b"
         first, second = upstream.stats().endpoints
         assert (first.num_picks, first.num_failures, second.num_picks) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["Collect", "Talk"])
+async def test_many_requests_are_sent_again_from_the_first(replicas: list[Replica], name: str) -> None:
+    a, b, _ = replicas
+    await a.kill()
+    is_told = asyncio.Event()
+
+    async def asked() -> AsyncIterator[bytes]:
+        yield text("x")
+        await is_told.wait()
+        yield text("y")
+
+    async with balanced(a, b, num_serving=0) as upstream:
+        call = asyncio.create_task(collected(upstream.stream(call_of(ECHO + name), asked())))
+        await until(lambda: b.count(name) == 1)
+        is_told.set()
+        replies = await asyncio.wait_for(call, WAIT_S)
+        assert replies == (["b:x+y"] if name == "Collect" else ["b:x", "b:y"])
+        assert upstream.stats().endpoints[0].num_failures == 1
+        assert in_flight(upstream) == 0
+
+
+async def test_what_goes_wrong_with_the_requests_is_the_callers(replicas: list[Replica]) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield text("x")
+        raise StatusError(14, "the caller's")
+
+    async with balanced(*replicas) as upstream:
+        with pytest.raises(StatusError, match="the caller's"):
+            await collected(upstream.stream(call_of(ECHO + "Collect"), broken()))
+        assert [one.num_picks for one in upstream.stats().endpoints] == [1, 0, 0]
+        assert sum(one.num_failures for one in upstream.stats().endpoints) == 0
 
 
 async def test_a_stream_that_was_refused_before_it_began_is_repeated(replicas: list[Replica]) -> None:
