@@ -1,0 +1,265 @@
+/**
+ * What calls take. Absent means the server's default, never zero; names, ranges and defaults are the contract's.
+ */
+
+import type { JsonObject } from "@bufbuild/protobuf";
+
+import type { CallOptions } from "./caller.js";
+import type { EnumName } from "./enum.js";
+import type { EmbedRequest, Pooling, RerankRequest, TruncationSide } from "./gen/vorta/v1/embedding_pb.js";
+import type { GenerateRequest, StreamAnswerRequest } from "./gen/vorta/v1/inference_pb.js";
+import type {
+  Distance,
+  FieldType,
+  FilterJson,
+  Fusion,
+  HybridSearchRequest,
+  IndexKind,
+  SearchRequest,
+} from "./gen/vorta/v1/vector_pb.js";
+
+/** Fields whose types are friendlier than the messages' own. */
+interface Loosened {
+  /** Seeds the sampler of this request. Default: drawn by the server. */
+  readonly seed?: number | bigint;
+  /** Strings that end the text where they first appear; one may stand alone. */
+  readonly stop?: string | readonly string[];
+}
+
+type Fields<M, K extends keyof M> = Readonly<Partial<Pick<M, K>>>;
+
+/** How to generate. */
+export type Sampling = Loosened &
+  Fields<
+    GenerateRequest,
+    | "maxTokens"
+    | "minTokens"
+    | "temperature"
+    | "topP"
+    | "topK"
+    | "minP"
+    | "presencePenalty"
+    | "frequencyPenalty"
+    | "repetitionPenalty"
+    | "logitBias"
+    | "stopTokenIds"
+    | "includeStop"
+    | "ignoreEos"
+    | "n"
+    | "logprobs"
+    | "promptLogprobs"
+    | "echo"
+    | "priority"
+    | "deterministic"
+    | "skipSpecialTokens"
+    | "requestId"
+  >;
+
+/** A prompt: text, or token ids of the model's vocabulary. */
+export type Prompt = string | readonly number[];
+
+/** One message of a conversation. */
+export interface ChatMessageInit {
+  /** Who speaks. */
+  readonly role: "system" | "user" | "assistant" | "tool";
+  /** The text. */
+  readonly content?: string;
+  /** Calls that an assistant message makes; `arguments` is JSON text. */
+  readonly toolCalls?: readonly { readonly id: string; readonly name: string; readonly arguments: string }[];
+  /** For a tool message: the id of the call that it answers. */
+  readonly toolCallId?: string;
+  /** Name of the speaker or tool, for templates that show it. */
+  readonly name?: string;
+}
+
+/** A conversation, oldest message first; a string is one user message. */
+export type Messages = string | readonly ChatMessageInit[];
+
+/** A function that the model may call. */
+export interface ToolInit {
+  readonly name: string;
+  readonly description?: string;
+  /** JSON Schema of its arguments. */
+  readonly parameters?: JsonObject;
+}
+
+/** Options of generate(). */
+export interface GenerateOptions extends Sampling, CallOptions {
+  /** Default: the server's default generation model. */
+  readonly model?: string;
+}
+
+/** Options of chat(). */
+export interface ChatOptions extends GenerateOptions {
+  /** Functions that the model may call. */
+  readonly tools?: readonly ToolInit[];
+  /** Open the assistant's turn after the last message. Default: yes. */
+  readonly addGenerationPrompt?: boolean;
+  /** Continue the text of the last message instead. Default: no. */
+  readonly continueFinalMessage?: boolean;
+}
+
+/** What streams take besides. */
+export interface StreamOptions {
+  /**
+   * Seconds for which the request outlives a broken connection, to be resumed. Default 10; 0 turns resuming off.
+   */
+  readonly resumeWindowS?: number;
+}
+
+/** Options of embed(). */
+export interface EmbedOptions
+  extends CallOptions,
+    Fields<EmbedRequest, "normalize" | "truncate" | "dimensions" | "promptName" | "instruction"> {
+  /** Default: the server's default embedding model. */
+  readonly model?: string;
+  /** Which end of a text that is too long is cut. Default: right. */
+  readonly truncationSide?: EnumName<typeof TruncationSide>;
+  /** How tokens become one vector. Default: the model's own way. */
+  readonly pooling?: EnumName<typeof Pooling>;
+}
+
+/** Options of rerank(). */
+export interface RerankOptions
+  extends CallOptions,
+    Fields<RerankRequest, "topN" | "returnDocuments" | "maxTokensPerDoc" | "rawScores"> {
+  /** A cross-encoder or an embedding model. Default: the server's. */
+  readonly model?: string;
+}
+
+/**
+ * What points must be, in the contract's JSON: `{must: [{field: "year", range: {gte: 2020}}]}`. Conditions are `match`,
+ * `anyOf`, `range`, `datetimeRange`, `exists`, `text`, `geoRadius`, `hasId` and `filter`.
+ */
+export type Filter = FilterJson;
+
+/** Options of streamAnswer(). */
+export interface AnswerOptions
+  extends CallOptions,
+    Loosened,
+    Fields<
+      StreamAnswerRequest,
+      | "limit"
+      | "scoreThreshold"
+      | "hybrid"
+      | "textField"
+      | "instruction"
+      | "maxTokens"
+      | "minTokens"
+      | "temperature"
+      | "topP"
+      | "topK"
+      | "minP"
+      | "presencePenalty"
+      | "frequencyPenalty"
+      | "repetitionPenalty"
+      | "logitBias"
+      | "stopTokenIds"
+      | "includeStop"
+      | "ignoreEos"
+      | "logprobs"
+      | "priority"
+      | "deterministic"
+      | "skipSpecialTokens"
+      | "requestId"
+    > {
+  /** The generation model. Default: the server's. */
+  readonly model?: string;
+  /** Only points that pass. */
+  readonly filter?: Filter;
+}
+
+/** Numbers in any container. */
+export type Vector = ArrayLike<number>;
+
+/** A point to write: with a vector, or with a text that the server embeds. */
+export interface PointInit {
+  /** 1 to 256 bytes. */
+  readonly id: string;
+  readonly vector?: Vector;
+  /** Also put into the payload, under the collection's first text field or else "text". */
+  readonly text?: string;
+  /** JSON values; a Date is written as RFC 3339 text. */
+  readonly payload?: Readonly<Record<string, unknown>>;
+}
+
+/** Options of an index. */
+export interface IndexOptions {
+  readonly kind?: EnumName<typeof IndexKind>;
+  /** HNSW: links a node. */
+  readonly m?: number;
+  /** HNSW: width while building. */
+  readonly efConstruction?: number;
+  /** HNSW: width of a search. */
+  readonly efSearch?: number;
+  /** IVF: cells. */
+  readonly numLists?: number;
+  /** IVF: cells that a search looks at. */
+  readonly numProbes?: number;
+}
+
+/** Options of collections.create(). */
+export interface CreateCollectionOptions extends CallOptions {
+  /** Numbers of each vector. Default: the embedding model's. */
+  readonly dimension?: number;
+  /** Default: cosine. */
+  readonly distance?: EnumName<typeof Distance>;
+  /** Default: auto. */
+  readonly index?: IndexOptions | EnumName<typeof IndexKind>;
+  /** Payload fields whose text is searched by words. */
+  readonly textFields?: readonly string[];
+  /** Types of payload fields, which writes must keep to; others are inferred. */
+  readonly schema?: Readonly<Record<string, EnumName<typeof FieldType>>>;
+  /** Default: the server's, at the time of use. */
+  readonly embeddingModel?: string;
+  /** For people, at most 1,024 bytes. */
+  readonly description?: string;
+}
+
+/** Options of collections.upsert() and collections.deletePoints(). */
+export interface WriteOptions extends CallOptions {
+  /** Answer only when the write is on disk and visible. Default: yes. */
+  readonly wait?: boolean;
+}
+
+/** Options of collections.search(). */
+export interface SearchOptions
+  extends CallOptions,
+    Fields<
+      SearchRequest,
+      | "limit"
+      | "offset"
+      | "scoreThreshold"
+      | "exact"
+      | "efSearch"
+      | "numProbes"
+      | "withPayload"
+      | "withVector"
+      | "groupBy"
+      | "groupSize"
+    > {
+  /** Only points that pass. */
+  readonly filter?: Filter;
+}
+
+/** Options of collections.hybridSearch(). */
+export interface HybridSearchOptions
+  extends SearchOptions,
+    Fields<HybridSearchRequest, "denseWeight" | "rrfK" | "numCandidates"> {
+  /** The query's vector. Default: the text, embedded by the server. */
+  readonly vector?: Vector;
+  /** How both lists become one. Default: rrf. */
+  readonly fusion?: EnumName<typeof Fusion>;
+}
+
+/** Options of collections.scroll(). */
+export interface ScrollOptions extends CallOptions {
+  /** Only points that pass. */
+  readonly filter?: Filter;
+  /** Points of a page, 1 to 10,000. Default 100. */
+  readonly pageSize?: number;
+  /** Default: yes. */
+  readonly withPayload?: boolean;
+  /** Default: no. */
+  readonly withVector?: boolean;
+}
