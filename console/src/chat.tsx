@@ -46,7 +46,7 @@ export function Chat({ server, isActive }: { readonly server: Server; readonly i
     if (isActive) {
       input.current?.focus({ preventScroll: true });
     }
-  }, [isActive]);
+  }, []); // not at later changes of tabs, whose keys need the focus
 
   useLayoutEffect(() => {
     if (log.current !== null && sticks.current) {

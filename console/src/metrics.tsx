@@ -74,14 +74,14 @@ export function Metrics({ server }: { readonly server: Server }) {
         <LineChart
           {...shared}
           title="TTFT"
-          note="first token, over 30 s"
+          note="first token, 30 s"
           format={formatSeconds}
           series={quantiles("vorta_ttft_seconds")}
         />
         <LineChart
           {...shared}
           title="TPOT"
-          note="per token, over 30 s"
+          note="per token, 30 s"
           format={formatSeconds}
           series={quantiles("vorta_tpot_seconds")}
         />
