@@ -34,6 +34,7 @@ export function Chat({ server, isActive }: { readonly server: Server; readonly i
   const [system, setSystem] = useState("");
   const [temperature, setTemperature] = useState("");
   const [maxTokens, setMaxTokens] = useState("256");
+  const [areSettingsOpen, setSettingsOpen] = useState(() => matchMedia("(min-width: 821px)").matches);
   const [draft, setDraft] = useState("");
   const [turns, setTurns] = useState<readonly Turn[]>([]);
   const stream = useRef<GenerationStream | undefined>(undefined);
@@ -139,7 +140,8 @@ export function Chat({ server, isActive }: { readonly server: Server; readonly i
 
   return (
     <div class="chat" onKeyDown={onKeyDown}>
-      <form class="settings card" aria-label="Settings of the answer" onSubmit={(event) => event.preventDefault()}>
+      <details class="settings card" open={areSettingsOpen} onToggle={(event) => setSettingsOpen(event.currentTarget.open)}>
+        <summary>Settings</summary>
         <label>
           Model
           <select value={chosen} onChange={(event) => setChosen(event.currentTarget.value)}>
@@ -187,7 +189,7 @@ export function Chat({ server, isActive }: { readonly server: Server; readonly i
         <button type="button" class="quiet" disabled={turns.length === 0 || isStreaming} onClick={() => setTurns([])}>
           New conversation
         </button>
-      </form>
+      </details>
       <section class="conversation card" aria-label="Conversation">
         <div
           class="log"
@@ -277,17 +279,23 @@ function Answer({ turn }: { readonly turn: Turn }) {
           <Figure name="TTFT" title={serverTtft(end)} value={first && formatSeconds(first.atMs / 1000)} />
           <Figure name="tok/s" value={tokensPerSecond && formatCount(tokensPerSecond)} />
           <Figure name="tokens" value={String(numTokens)} />
-          <Figure name="ended" value={end === undefined ? "…" : (end.finishReason ?? "error")} />
+          <Figure name="ended" isBare value={end === undefined ? "…" : (end.finishReason ?? "error")} />
         </dl>
       </footer>
     </div>
   );
 }
 
-function Figure(props: { readonly name: string; readonly value: string | number | undefined; readonly title?: string }) {
+function Figure(props: {
+  readonly name: string;
+  readonly value: string | number | undefined;
+  readonly title?: string;
+  /** Whether the name is read, not shown. */
+  readonly isBare?: boolean;
+}) {
   return (
     <div title={props.title}>
-      <dt>{props.name}</dt>
+      <dt class={props.isBare ? "hidden" : undefined}>{props.name}</dt>
       <dd>{props.value || "–"}</dd>
     </div>
   );
