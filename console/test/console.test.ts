@@ -43,6 +43,7 @@ describe("console", { skip: existsSync(CHROMIUM_BIN) ? false : `no browser at ${
     }
     browser = await puppeteer.launch({ executablePath: CHROMIUM_BIN, args: ["--no-sandbox"] });
     page = await browser.newPage();
+    await page.setViewport({ width: 1280, height: 800 });
     page.on("console", (message) => problems.push(`${message.type()}: ${message.text()}`));
     page.on("pageerror", (error) => problems.push(String(error)));
     page.on("response", (response) => {

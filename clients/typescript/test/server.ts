@@ -25,6 +25,8 @@ export async function startServer(...flags: readonly string[]): Promise<Server> 
   const ports = ["--grpc-port", "0", "--http-port", "0", "--data-dir", folder];
   const child = spawn(VORTA_BIN, ["serve", "--runner", "fake", ...models, ...ports, ...flags], {
     stdio: ["ignore", "ignore", "pipe"],
+    // The server refuses VORTA_ variables that are no settings of its own.
+    env: Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("VORTA_"))),
   });
   const stop = async (): Promise<void> => {
     if (child.exitCode === null && child.signalCode === null) {
