@@ -26,10 +26,10 @@ function App() {
   return (
     <>
       <header class="top">
-        <a class="brand" href="#chat" aria-label="Vorta console">
+        <h1 class="brand">
           <Mark />
-          <span>Vorta</span>
-        </a>
+          Vorta<span class="hidden"> console</span>
+        </h1>
         <Tabs tab={tab} onChange={setTab} />
         <div class="tools">
           <Status server={server} />

@@ -4,6 +4,8 @@
 
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
 import { resolve } from "node:path";
 import { after, before, describe, it } from "node:test";
 
@@ -14,6 +16,9 @@ import { preview, type PreviewServer } from "vite";
 import { type Server, startServer } from "../../clients/typescript/test/server.ts";
 
 const CHROMIUM_BIN = process.env["CHROMIUM_BIN"] ?? "/usr/bin/chromium";
+
+/** What the page has once its script is in. */
+declare const axe: typeof import("axe-core");
 
 describe("console", { skip: existsSync(CHROMIUM_BIN) ? false : `no browser at ${CHROMIUM_BIN}` }, () => {
   let server: Server;
@@ -224,6 +229,22 @@ describe("console", { skip: existsSync(CHROMIUM_BIN) ? false : `no browser at ${
       assert.ok(overflow <= 360, `${tab} is ${overflow} pixels wide`);
     }
   });
+
+  for (const theme of ["light", "dark"] as const) {
+    it(`passes axe's rules of accessibility, ${theme}`, async () => {
+      await page.setViewport({ width: 1280, height: 800 });
+      await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: theme }]);
+      await page.evaluate(await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8"));
+      for (const tab of ["chat", "collections", "models", "metrics"]) {
+        await page.click(`#tab-${tab}`);
+        const broken = await page.evaluate(async () => {
+          const { violations } = await axe.run();
+          return violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(", ")}`);
+        });
+        assert.deepEqual(broken, [], tab);
+      }
+    });
+  }
 
   it("has logged nothing", () => {
     assert.deepEqual(problems, []);
