@@ -56,6 +56,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     address: str
+    http_port: int
 
     def resident_bytes(self) -> dict[str, int]:
         """Resident memory by process: the front, and its workers together."""
@@ -78,7 +79,7 @@ def _resident_bytes(pid: int) -> int:
 @contextmanager
 def serving(arguments: list[str]) -> Iterator[Server]:
     """Starts a server and waits until everything serves."""
-    port = free_port()
+    port, http_port = free_port(), free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -88,7 +89,7 @@ def serving(arguments: list[str]) -> Iterator[Server]:
             "--grpc-port",
             str(port),
             "--http-port",
-            str(free_port()),
+            str(http_port),
         ]
         command += ["--data-dir", folder, *arguments]
         log = Path(folder) / "server.log"
@@ -96,7 +97,7 @@ def serving(arguments: list[str]) -> Iterator[Server]:
             process = subprocess.Popen(command, stderr=output)
         try:
             asyncio.run(_wait_until_serving(f"127.0.0.1:{port}", process))
-            yield Server(process, f"127.0.0.1:{port}")
+            yield Server(process, f"127.0.0.1:{port}", http_port)
         except RuntimeError as error:
             raise SystemExit(f"{error}\n{log.read_text()}") from error
         finally:

@@ -66,6 +66,7 @@ class _Reflection:
     async def _add(self, pool: descriptor_pool.DescriptorPool, name: str, added: set[str]) -> None:
         """Adds a file to the pool, what it imports first."""
         stack = [name]
+        expanded: set[str] = set()
         while stack:
             current = stack[-1]
             if current in added:
@@ -77,8 +78,9 @@ class _Reflection:
                 self._take(await self._ask(reflection_pb2.ServerReflectionRequest(file_by_filename=current)))
             missing = [one for one in self._files[current].dependency if one not in added]
             if missing:
-                if any(one in stack for one in missing):
+                if current in expanded:
                     raise FailedPrecondition(f"the upstream's files import each other: {current}")
+                expanded.add(current)
                 stack += missing
                 continue
             pool.AddSerializedFile(self._files[current].SerializeToString())
