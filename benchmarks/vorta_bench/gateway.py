@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,12 @@ def codec(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         theirs = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
         assert json.loads(text) == json.loads(theirs)
         measures: dict[str, Callable[[], object]] = {
-            "write": lambda message=message, ours=ours: ours.text(message),
-            "write, json_format": lambda message=message: json_format.MessageToJson(
-                message, preserving_proto_field_name=True, indent=None
+            "write": partial(ours.text, message),
+            "write, json_format": partial(
+                json_format.MessageToJson, message, preserving_proto_field_name=True, indent=None
             ),
-            "read": lambda kind=kind, text=text, ours=ours: ours.parse(kind(), text),
-            "read, json_format": lambda kind=kind, theirs=theirs: json_format.Parse(theirs, kind()),
+            "read": partial(_read, ours, kind, text),
+            "read, json_format": partial(_read_json_format, kind, theirs),
         }
         times: dict[str, list[float]] = {key: [] for key in measures}
         count = 5 if len(text) > 50_000 else 200
@@ -97,6 +98,14 @@ def codec(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         print(row, flush=True)
     return rows
+
+
+def _read(codec: Codec, kind: Any, text: bytes) -> None:
+    codec.parse(kind(), text)
+
+
+def _read_json_format(kind: Any, text: str) -> None:
+    json_format.Parse(text, kind())
 
 
 def _nested(depth: int) -> dict[str, Any]:

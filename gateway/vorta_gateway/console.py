@@ -28,7 +28,7 @@ _POLICY = (
 
 def console_pages() -> dict[str, Page]:
     """The pages by path. All files are read once; their names carry a hash of what is in them."""
-    found = dict(_read(files("vorta_gateway").joinpath("console_files"), ""))
+    found = dict(_read(files("vorta_gateway").joinpath("console"), ""))
 
     async def answer(request: HttpRequest, reply: HttpReply) -> None:
         name = request.path.removeprefix(_PREFIX) or "index.html"

@@ -9,18 +9,21 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import vorta
+from vorta.errors import Unavailable
 from vorta_gateway.app import Gateway, GatewayConfig, Page
-from vorta_gateway.channel import ChannelUpstream, make_channel
+from vorta_gateway.balancer import BalancedUpstream
 from vorta_gateway.http import HttpReply, HttpRequest
 from vorta_gateway.pages import describing_pages, vorta_pages, vorta_sockets
 from vorta_gateway.reflection import reflected_services
 from vorta_gateway.rest.routes import RouteOptions
 from vorta_gateway.server import HttpServer
+from vorta_gateway.status import StatusError
 
 __all__ = ["StandaloneConfig", "serve"]
 
 logger = logging.getLogger(__name__)
 
+_START_TIMEOUT_S = 10.0
 _OWN_SERVICE = "vorta.v1.InferenceService"
 
 
@@ -48,10 +51,14 @@ async def serve(config: StandaloneConfig) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
-        channel = make_channel(config.upstream)
-        upstream = ChannelUpstream(channel)
+        upstream = BalancedUpstream(config.upstream)
         stack.push_async_callback(upstream.close)
-        services = await reflected_services(channel)
+        await upstream.start()
+        await upstream.wait_serving(_START_TIMEOUT_S)
+        try:
+            services = await reflected_services(upstream.channel())
+        except StatusError as error:
+            raise Unavailable(f"the upstream does not answer: {error.message}") from None
         pages = describing_pages(services, title="Vorta gateway", version=vorta.__version__)
         is_vorta = any(service.full_name == _OWN_SERVICE for service in services)
         if is_vorta:
