@@ -30,7 +30,7 @@ SendError = Callable[[HttpReply, StatusError], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What answers a fixed path, or all paths below one that ends in a slash.
+    """What answers a fixed path, or all paths below one that ends in a slash ("/" itself is only that path).
 
     Attributes:
         methods: The HTTP methods that it takes. HEAD is answered as GET.
@@ -92,7 +92,9 @@ class Gateway:
         self._grpc_web = GrpcWeb(rpc_methods(services), upstream, max_message_bytes=self.config.max_body_bytes)
         self._cors = Cors(self.config.cors_origins)
         self._pages = dict(pages or {})
-        self._folders = sorted((path for path in self._pages if path.endswith("/")), key=len, reverse=True)
+        self._folders = sorted(
+            (path for path in self._pages if path.endswith("/") and path != "/"), key=len, reverse=True
+        )
         self._web_sockets = dict(web_sockets or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
