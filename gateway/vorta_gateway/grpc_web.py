@@ -103,7 +103,8 @@ class GrpcWeb:
         frames = self._frames(request, is_text=is_text)
         method = call.method
         if method.is_client_streaming:
-            await self._stream(call, frames, writer)
+            async with WhileConnected(request):
+                await self._stream(call, frames, writer)
             return
         message: bytes | None = None
         async for frame in frames:

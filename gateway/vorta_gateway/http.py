@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from vorta.errors import Cancelled, InvalidArgument, ResourceExhausted, Unimplemented
+from vorta.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from vorta_gateway.status import StatusError
 
 __all__ = [
@@ -61,11 +61,12 @@ class HttpRequest:
         headers: By name in lower case; the last one of a name.
     """
 
-    __slots__ = ("_receive", "headers", "method", "path", "query", "scope")
+    __slots__ = ("_has_body", "_on_body", "_receive", "headers", "method", "path", "query")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self.scope = scope
         self._receive = receive
+        self._has_body = False
+        self._on_body: Callable[[], None] | None = None
         self.method: str = scope["method"]
         raw = scope.get("raw_path")
         self.path: str = raw.split(b"?", 1)[0].decode("latin-1") if raw is not None else quote(scope["path"])
@@ -103,7 +104,16 @@ class HttpRequest:
             if part:
                 yield part
             if not message.get("more_body", False):
+                self._has_body = True
+                if self._on_body is not None:
+                    self._on_body()
                 return
+
+    def after_body(self, function: Callable[[], None] | None) -> None:
+        """Calls a function when the body has been read, at once if it has; None for none any more."""
+        self._on_body = function
+        if function is not None and self._has_body:
+            function()
 
     async def disconnected(self) -> None:
         """Returns when the client has gone. For when the body has been read."""
@@ -200,7 +210,7 @@ def _header_value(value: str) -> bytes:
 class WhileConnected:
     """Cancels its body when the client goes away, and raises Disconnected then.
 
-    A context manager, entered when the request's body has been read.
+    A context manager. While the request's body is read, the reading finds out; from its end on, this does.
     """
 
     def __init__(self, request: HttpRequest) -> None:
@@ -212,7 +222,7 @@ class WhileConnected:
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_S, self._start)
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_S, self._request.after_body, self._start)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -220,6 +230,7 @@ class WhileConnected:
         assert self._timer is not None
         assert self._task is not None
         self._timer.cancel()
+        self._request.after_body(None)
         if self._watch is not None:
             self._watch.cancel()
         if self._has_gone:
@@ -297,8 +308,3 @@ def not_allowed(allowed: list[str]) -> StatusError:
     """The method is none that the path takes."""
     listed = ", ".join(allowed)
     return StatusError.of(Unimplemented(f"the methods here are {listed}"), http=405, headers={"allow": listed})
-
-
-def client_gone() -> StatusError:
-    """The client went away; for logs, nobody reads it."""
-    return StatusError.of(Cancelled("the client went away"))

@@ -124,7 +124,7 @@ class Ollama:
         async with WhileConnected(request), aclosing(self._upstream.stream(call, message)) as responses:
             try:
                 async for response in responses:
-                    event: Any = method.response_type.FromString(response) if isinstance(response, bytes) else response
+                    event = method.reply(response)
                     kind = event.WhichOneof("event")
                     if kind == "started":
                         head = {"model": event.started.model}
@@ -196,8 +196,7 @@ class Ollama:
     async def _ask(self, method: RpcMethod, message: Any, request: HttpRequest) -> Any:
         call = UpstreamCall(method=method, metadata=call_metadata(request), deadline_s=deadline_of(request))
         async with WhileConnected(request):
-            response = await self._upstream.unary(call, message)
-        return method.response_type.FromString(response) if isinstance(response, bytes) else response
+            return method.reply(await self._upstream.unary(call, message))
 
 
 async def _line(reply: HttpReply, value: dict[str, Any]) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+
+from vorta.errors import Internal
+from vorta_gateway.status import StatusError
 
 __all__ = ["Idempotency", "RpcMethod", "Upstream", "UpstreamCall"]
 
@@ -60,6 +63,15 @@ class RpcMethod:
             idempotency=Idempotency(options.idempotency_level),
             descriptor=rpc,
         )
+
+    def reply(self, response: Message | bytes) -> Any:
+        """A reply as a message. Raises StatusError (INTERNAL) when its bytes are none."""
+        if not isinstance(response, bytes):
+            return response
+        try:
+            return self.response_type.FromString(response)
+        except DecodeError:
+            raise StatusError.of(Internal("the upstream's reply is malformed")) from None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,12 +17,11 @@ are resumable go on for their window.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
+import logging
 from contextlib import aclosing
 from typing import Any
 
-from vorta.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
+from vorta.errors import AlreadyExists, Cancelled, Internal, InvalidArgument, NotFound, ResourceExhausted
 from vorta.v1 import inference_pb2
 from vorta_gateway.http import HttpRequest, Receive, Scope, Send, call_metadata
 from vorta_gateway.json.codec import Codec, dumps, loads
@@ -32,6 +31,8 @@ from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import RpcMethod, Upstream, UpstreamCall
 
 __all__ = ["PATH", "StreamSocket"]
+
+logger = logging.getLogger(__name__)
 
 PATH = "/v1/stream"
 
@@ -69,6 +70,7 @@ class _Socket:
         self._send = send
         self._sending = asyncio.Lock()
         self._streams: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._metadata = call_metadata(HttpRequest({**scope, "method": "GET"}, receive))
 
     async def run(self) -> None:
@@ -81,7 +83,7 @@ class _Socket:
                     return
                 await self._handle(message.get("text") or message.get("bytes") or b"")
         finally:
-            tasks = list(self._streams.values())
+            tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -101,7 +103,7 @@ class _Socket:
             if kind == "cancel":
                 self._cancel(stream_id)
             else:
-                self._begin(stream_id, kind, body)
+                await self._begin(stream_id, kind, body)
         except JsonError as error:
             await self._tell({"id": stream_id, "error": status_json(StatusError.of(error.invalid_argument()))})
         except (InvalidArgument, NotFound, AlreadyExists, ResourceExhausted) as error:
@@ -109,11 +111,11 @@ class _Socket:
 
     def _cancel(self, stream_id: str) -> None:
         task = self._streams.get(stream_id)
-        if task is None:
+        if task is None or task.cancelling():
             raise NotFound(f"no stream {stream_id!r} is open here", reason="REQUEST_NOT_FOUND")
         task.cancel()
 
-    def _begin(self, stream_id: str, kind: str, body: Any) -> None:
+    async def _begin(self, stream_id: str, kind: str, body: Any) -> None:
         method = _KINDS.get(kind)
         if method is None:
             raise InvalidArgument(f"{kind[:40]}: none of {', '.join(_KINDS)}, cancel", field=kind[:40])
@@ -126,23 +128,25 @@ class _Socket:
         call = UpstreamCall(method=method, metadata=self._metadata)
         task = asyncio.create_task(self._stream(stream_id, call, message))
         self._streams[stream_id] = task
-        task.add_done_callback(lambda _: self._streams.pop(stream_id, None))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.sleep(0)  # it begins: a task that is cancelled before would end without a word
 
     async def _stream(self, stream_id: str, call: UpstreamCall, message: Any) -> None:
-        start_s = time.monotonic()
+        end: dict[str, Any] = {"done": True}
         try:
             async with aclosing(self._upstream.stream(call, message)) as responses:
                 async for response in responses:
-                    event = call.method.response_type.FromString(response) if isinstance(response, bytes) else response
-                    await self._tell({"id": stream_id, "event": _CODEC.value(event)})
-            await self._tell({"id": stream_id, "done": True})
+                    await self._tell({"id": stream_id, "event": _CODEC.value(call.method.reply(response))})
         except StatusError as error:
-            await self._tell({"id": stream_id, "error": status_json(error)})
+            end = {"error": status_json(error)}
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                cancelled = StatusError(1, f"cancelled after {time.monotonic() - start_s:.3f} s")
-                await self._tell({"id": stream_id, "error": status_json(cancelled)})
-            raise
+            end = {"error": status_json(StatusError.of(Cancelled("the stream was cancelled")))}
+        except Exception:
+            logger.exception("a stream of %s failed", call.method.path)
+            end = {"error": status_json(StatusError.of(Internal("internal error; the gateway's log tells more")))}
+        del self._streams[stream_id]  # from here on there is nothing to cancel, so that this is its one end
+        await self._tell({"id": stream_id, **end})
 
     async def _tell(self, value: dict[str, Any]) -> None:
         async with self._sending:

@@ -463,3 +463,17 @@ def test_a_gateway_without_its_upstream_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "the upstream does not answer" in done.stderr
+
+
+def test_a_stream_cancelled_as_it_begins_has_its_one_end(slow: Served) -> None:
+    sock = Socket(f"http://127.0.0.1:{slow.http_port}")
+    for number in range(20):
+        name = f"s{number}"
+        sock.send(id=name, generate={"prompt": "x", "max_tokens": 3000})
+        sock.send(id=name, cancel={})  # often in the same packet
+        _, end = sock.finish(name)
+        assert end["error"]["code"] == 1
+        sock.send(id=name, cancel={})
+        assert sock.read(name)["error"]["code"] == 5  # and nothing came between
+    sock.socket.close()
+    assert _comes_to_run(slow, 0)

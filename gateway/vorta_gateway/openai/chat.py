@@ -65,7 +65,7 @@ class ChatCompletions:
             if is_stream:
                 await self._stream(call, message, reply, with_usage=stream_options(body))
             else:
-                response: Any = _parsed(call, await self._upstream.unary(call, message))
+                response = method.reply(await self._upstream.unary(call, message))
                 await reply.send(200, dumps(_completion(response)), headers=reply_headers(call.header))
 
     async def _stream(self, call: UpstreamCall, message: Any, reply: HttpReply, *, with_usage: bool) -> None:
@@ -76,7 +76,7 @@ class ChatCompletions:
         ):
             try:
                 async for response in responses:
-                    for chunk in stream.chunks(_parsed(call, response)):
+                    for chunk in stream.chunks(call.method.reply(response)):
                         await events.send(dumps(chunk))
             except StatusError as error:
                 if not events.is_started:
@@ -84,10 +84,6 @@ class ChatCompletions:
                 await events.end(dumps(error_json(error)))
                 return
             await events.end(b"[DONE]")
-
-
-def _parsed(call: UpstreamCall, response: Any) -> Any:
-    return call.method.response_type.FromString(response) if isinstance(response, bytes) else response
 
 
 def _chat_fields(body: dict[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,7 @@ class Completions:
 
     async def _answer_once(self, calls: list[UpstreamCall], messages: list[Any], reply: HttpReply) -> None:
         async def ask(call: UpstreamCall, message: Any) -> Any:
-            response = await self._upstream.unary(call, message)
-            return _GENERATE.response_type.FromString(response) if isinstance(response, bytes) else response
+            return _GENERATE.reply(await self._upstream.unary(call, message))
 
         if len(calls) == 1:
             responses = [await ask(calls[0], messages[0])]
@@ -132,7 +131,7 @@ class Completions:
         if len(calls) == 1:
             async with aclosing(self._upstream.stream(calls[0], messages[0])) as responses:
                 async for response in responses:
-                    yield 0, _event(response)
+                    yield 0, _STREAM_GENERATE.reply(response)
             return
         queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(_QUEUE_CHUNKS)
 
@@ -140,17 +139,17 @@ class Completions:
             try:
                 async with aclosing(self._upstream.stream(calls[position], messages[position])) as responses:
                     async for response in responses:
-                        await queue.put((position, _event(response)))
+                        await queue.put((position, _STREAM_GENERATE.reply(response)))
                 await queue.put((position, None))
-            except StatusError as error:
-                await queue.put((position, error))
+            except Exception as error:
+                await queue.put((position, error))  # whatever it is, the reader must not wait on
 
         tasks = [asyncio.create_task(read(position)) for position in range(len(calls))]
         try:
             num_open = len(tasks)
             while num_open:
                 position, event = await queue.get()
-                if isinstance(event, StatusError):
+                if isinstance(event, Exception):
                     raise event
                 if event is None:
                     num_open -= 1
@@ -171,10 +170,6 @@ async def _together(coroutines: list[Any]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _event(response: Any) -> Any:
-    return _STREAM_GENERATE.response_type.FromString(response) if isinstance(response, bytes) else response
 
 
 def _metadata(request: HttpRequest, index: int, count: int) -> dict[str, str | bytes]:

@@ -47,9 +47,7 @@ class Embeddings:
         fill(message, {**fields, "inputs": _inputs(body), "encoding": "VECTOR_ENCODING_PACKED"})
         call = UpstreamCall(method=_EMBED, metadata=call_metadata(request), deadline_s=deadline_of(request))
         async with WhileConnected(request):
-            response: Any = await self._upstream.unary(call, message)
-        if isinstance(response, bytes):
-            response = _EMBED.response_type.FromString(response)
+            response = _EMBED.reply(await self._upstream.unary(call, message))
         data = [
             {
                 "object": "embedding",

@@ -40,9 +40,7 @@ class Models:
                 message.model = decode_all(name)
             except ValueError as error:
                 raise StatusError(3, str(error)) from None
-        response: Any = await self._upstream.unary(call, message)
-        if isinstance(response, bytes):
-            response = method.response_type.FromString(response)
+        response = method.reply(await self._upstream.unary(call, message))
         if name:
             made = _model(response.model)
         else:

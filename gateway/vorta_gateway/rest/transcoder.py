@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from vorta.errors import Internal, InvalidArgument
 from vorta_gateway import sse
@@ -164,7 +164,7 @@ class Transcoder:
         self, route: Route, call: UpstreamCall, message: Message, request: HttpRequest, reply: HttpReply
     ) -> None:
         async with WhileConnected(request):
-            response = parsed(route, await self._upstream.unary(call, message))
+            response = call.method.reply(await self._upstream.unary(call, message))
         headers = reply_headers(call.header, call.trailers)
         http_body = _http_body(route, response)
         if http_body is not None:
@@ -180,13 +180,8 @@ class Transcoder:
         request: HttpRequest,
         reply: HttpReply,
     ) -> None:
-        async with aclosing(self._upstream.stream(call, requests)) as responses:
-            if not isinstance(requests, Message):
-                # The body is read while replies are written: a client that goes ends the body, or the next write.
-                await self._write(route, call, responses, request, reply)
-            else:
-                async with WhileConnected(request):
-                    await self._write(route, call, responses, request, reply)
+        async with WhileConnected(request), aclosing(self._upstream.stream(call, requests)) as responses:
+            await self._write(route, call, responses, request, reply)
 
     async def _write(
         self,
@@ -220,7 +215,7 @@ class Transcoder:
     ) -> None:
         try:
             async for response in responses:
-                message = parsed(route, response)
+                message = call.method.reply(response)
                 body = _http_body(route, message)
                 data = self._text(route, message) if body is None else body.data
                 if not reply.is_started and writer.starts:
@@ -268,21 +263,11 @@ class Transcoder:
         return binder
 
 
-def parsed(route: Route, response: Message | bytes) -> Message:
-    """A reply as a message. Raises StatusError (INTERNAL) when its bytes are none."""
-    if not isinstance(response, bytes):
-        return response
-    try:
-        return route.method.response_type.FromString(response)
-    except DecodeError:
-        raise StatusError.of(Internal("the upstream's reply is malformed")) from None
-
-
 class _Writer:
     """Writes a stream's messages in one format.
 
     Attributes:
-        starts: Whether somebody else sends the head.
+        starts: Whether the head is sent for it; one that does not sends it itself.
     """
 
     starts = True

@@ -595,3 +595,20 @@ def test_the_service_has_every_rule() -> None:
     made: Gateway = gateway()
     assert len(made.routes) == 21
     assert service().full_name == "vorta.test.Items"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/grpc-web+proto"])
+async def test_a_client_that_goes_after_its_streamed_body_cancels_its_call(kind: str) -> None:
+    class Lasting(ItemsUpstream):
+        async def _answers(self, call: Any, request: Any) -> Any:
+            async for item in request:
+                yield item
+            await asyncio.sleep(60)
+
+    upstream = Lasting()
+    is_web = kind.startswith("application/grpc-web")
+    path = "/vorta.test.Items/Chat" if is_web else "/v1/items:chat"
+    body = b"\0\0\0\0\0" if is_web else b"{}"
+    async with asyncio.timeout(10):
+        await ask(gateway(upstream), "POST", path, body, {"content-type": kind, **_SSE}, leave_after_chunks=1)
+    assert upstream.num_open == 0
