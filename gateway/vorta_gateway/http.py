@@ -15,7 +15,6 @@ from vorta.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from vorta_gateway.status import StatusError
 
 __all__ = [
-    "ANSWERED_HEADERS",
     "Disconnected",
     "HttpReply",
     "HttpRequest",
@@ -25,7 +24,10 @@ __all__ = [
     "WhileConnected",
     "call_metadata",
     "deadline_of",
+    "not_allowed",
     "reply_headers",
+    "too_large",
+    "unsupported",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -43,8 +45,8 @@ _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 _FORWARDED = frozenset({"authorization", "x-request-id", "traceparent", "tracestate", "baggage", "user-agent"})
 _PREFIX = "grpc-metadata-"
 
-ANSWERED_HEADERS = frozenset({"x-request-id"})
-"""Reply metadata that keeps its name as an HTTP header."""
+# Reply metadata that keeps its name as an HTTP header.
+_ANSWERED = frozenset({"x-request-id"})
 
 
 class Disconnected(Exception):
@@ -271,7 +273,7 @@ def reply_headers(*metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[st
     headers: list[tuple[str, str]] = []
     for key, value in (item for items in metadata for item in items):
         if isinstance(value, str):
-            headers.append((key if key in ANSWERED_HEADERS else _PREFIX + key, value))
+            headers.append((key if key in _ANSWERED else _PREFIX + key, value))
     return headers
 
 

@@ -16,6 +16,7 @@ from vorta_gateway.json.codec import dumps, loads
 from vorta_gateway.openai.chat import bad_end
 from vorta_gateway.openai.fields import fill, message_json, read_body, refuse, tools_json
 from vorta_gateway.openai.replies import finish_reason
+from vorta_gateway.rest.errors import error_headers
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import RpcMethod, Upstream, UpstreamCall
 
@@ -206,7 +207,7 @@ async def _line(reply: HttpReply, value: dict[str, Any]) -> None:
 
 
 async def _send_error(reply: HttpReply, error: StatusError) -> None:
-    await reply.send(error.http, dumps({"error": error.message}), headers=error.headers.items())
+    await reply.send(error.http, dumps({"error": error.message}), headers=error_headers(error))
 
 
 async def _version(request: HttpRequest, reply: HttpReply) -> None:

@@ -166,7 +166,7 @@ def _value(message: Any) -> Any:
         if not math.isfinite(number):
             raise JsonError("a number of a Value must be finite")
         if number.is_integer() and abs(number) < 2**53:
-            return int(number) or (0 if math.copysign(1.0, number) > 0 else -0.0)
+            return int(number) if number or math.copysign(1.0, number) > 0 else number  # minus zero keeps its sign
         return number
     if kind == "bool_value":
         return message.bool_value

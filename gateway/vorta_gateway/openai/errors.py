@@ -7,9 +7,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from vorta_gateway.http import HttpReply, reply_headers
+from vorta_gateway.http import HttpReply
 from vorta_gateway.json.codec import dumps
-from vorta_gateway.rest.errors import retry_delay_s
+from vorta_gateway.rest.errors import error_headers
 from vorta_gateway.status import StatusError
 
 __all__ = ["error_json", "send_openai_error"]
@@ -32,13 +32,7 @@ def error_json(error: StatusError) -> dict[str, Any]:
 
 async def send_openai_error(reply: HttpReply, error: StatusError) -> None:
     """Answers with an error, which must be the reply's first word."""
-    headers = [*error.headers.items(), *reply_headers(error.trailers)]
-    if error.http == 401:
-        headers.append(("www-authenticate", "Bearer"))
-    delay_s = retry_delay_s(error)
-    if delay_s is not None:
-        headers.append(("retry-after", str(max(1, round(delay_s)))))
-    await reply.send(error.http, dumps(error_json(error)), headers=headers)
+    await reply.send(error.http, dumps(error_json(error)), headers=error_headers(error))
 
 
 def _reason_and_field(error: StatusError) -> tuple[str, str | None]:

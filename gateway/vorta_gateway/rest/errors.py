@@ -12,7 +12,7 @@ from vorta_gateway.json.codec import Codec, dumps
 from vorta_gateway.json.errors import JsonError
 from vorta_gateway.status import StatusError
 
-__all__ = ["send_error", "status_json"]
+__all__ = ["error_headers", "send_error", "status_json"]
 
 _CODEC = Codec()
 
@@ -33,16 +33,21 @@ def status_json(error: StatusError) -> dict[str, Any]:
 
 async def send_error(reply: HttpReply, error: StatusError) -> None:
     """Answers with an error, which must be the reply's first word."""
+    await reply.send(error.http, dumps(status_json(error)), headers=error_headers(error))
+
+
+def error_headers(error: StatusError) -> list[tuple[str, str]]:
+    """What an error says in headers, whatever the shape of its body."""
     headers = [*error.headers.items(), *reply_headers(error.trailers)]
     if error.http == 401:
         headers.append(("www-authenticate", "Bearer"))
-    delay_s = retry_delay_s(error)
+    delay_s = _retry_delay_s(error)
     if delay_s is not None:
         headers.append(("retry-after", str(max(1, round(delay_s)))))
-    await reply.send(error.http, dumps(status_json(error)), headers=headers)
+    return headers
 
 
-def retry_delay_s(error: StatusError) -> float | None:
+def _retry_delay_s(error: StatusError) -> float | None:
     """What the status says of trying again."""
     for detail in _status(error).details:
         if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescr
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from vorta_gateway.json.descriptors import descriptor_of
-from vorta_gateway.json.wellknown import DECODERS, WRAPPERS
+from vorta_gateway.json.wellknown import WRAPPERS
 from vorta_gateway.rest.router import ANY_METHOD, Router
 from vorta_gateway.rest.template import PathTemplate, TemplateError
 from vorta_gateway.upstream import RpcMethod
@@ -193,7 +193,3 @@ def _variable(descriptor: Descriptor, path: str) -> TextField:
     if message is not None and not is_text_message(message):
         raise TemplateError(f"{path}: a message cannot stand in a path")
     return TextField(path, tuple(fields))
-
-
-# Every well-known text message has a decoder of JSON text.
-assert DECODERS.keys() | WRAPPERS >= _TEXT_MESSAGES

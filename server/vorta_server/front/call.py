@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vorta.errors import VortaError
 
-__all__ = ["CallContext", "CallReport", "is_request_id", "request_id_from"]
+__all__ = ["STUCK_WRITE_S", "CallContext", "CallReport", "is_request_id", "open_call", "request_id_from"]
+
+STUCK_WRITE_S = 60.0
+"""How long an interrupted stream waits for its reader to take what is being written."""
 
 _MAX_REQUEST_ID_CHARS = 128
 
@@ -57,6 +61,26 @@ class CallContext:
             self.interruption = error
             if self.on_interrupt is not None:
                 self.on_interrupt()
+
+
+def open_call(method: str, metadata: Mapping[str, str | bytes], deadline_s: float | None) -> CallContext:
+    """A call that arrives now.
+
+    Args:
+        method: Full name.
+        metadata: Keys in lower case; values that are not text are left out.
+        deadline_s: As in `CallContext`.
+    """
+    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return CallContext(
+        method=method,
+        request_id=request_id_from(texts),
+        start_s=time.monotonic(),
+        deadline_s=deadline_s,
+        # Until keys are checked, whoever has the key is the tenant.
+        tenant=texts.get("authorization", ""),
+        metadata=texts,
+    )
 
 
 def request_id_from(metadata: Mapping[str, str]) -> str:

@@ -12,15 +12,12 @@ from google.protobuf.message import Message
 from vorta.errors import Cancelled, DeadlineExceeded, Unimplemented, VortaError
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import UpstreamCall
-from vorta_server.front.call import CallContext, request_id_from
+from vorta_server.front.call import STUCK_WRITE_S, CallContext, open_call
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.deadline import DEADLINE_SLACK_S
 from vorta_server.front.method import Method
 
 __all__ = ["FrontUpstream"]
-
-# How long an interrupted stream waits for its reader to take what is being written.
-_STUCK_WRITE_S = 60.0
 
 
 class FrontUpstream:
@@ -70,7 +67,7 @@ class FrontUpstream:
         def interrupt() -> None:
             # While the reader is being written to, what was written comes first; one that never reads is cut off.
             if is_read:
-                timers.append(loop.call_later(_STUCK_WRITE_S, task.cancel))
+                timers.append(loop.call_later(STUCK_WRITE_S, task.cancel))
             else:
                 task.cancel()
 
@@ -110,16 +107,7 @@ class FrontUpstream:
         method = self._methods.get(call.method.path)
         if method is None:
             raise StatusError.of(Unimplemented(f"there is no method {call.method.path}"))
-        metadata = {key: value for key, value in call.metadata.items() if isinstance(value, str)}
-        context = CallContext(
-            method=method.path,
-            request_id=request_id_from(metadata),
-            start_s=time.monotonic(),
-            deadline_s=call.deadline_s,
-            # Until keys are checked, whoever has the key is the tenant.
-            tenant=metadata.get("authorization", ""),
-            metadata=metadata,
-        )
+        context = open_call(method.path, call.metadata, call.deadline_s)
         call.header = (("x-request-id", context.request_id),)
         return method, context
 

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import Message
 
 from vorta.errors import VortaError
-from vorta_server.front.call import CallContext, request_id_from
+from vorta_server.front.call import STUCK_WRITE_S, CallContext, open_call
 from vorta_server.front.chain import InterceptorChain
 from vorta_server.front.errors import abort
 from vorta_server.front.method import Method
@@ -27,9 +27,6 @@ __all__ = ["generic_handler"]
 # most this.
 _DEADLINE_MARGIN_S = 0.05
 _DEADLINE_MARGIN_SHARE = 0.05
-
-# How long an interrupted stream waits for its reader to take what is being written.
-_STUCK_WRITE_S = 60.0
 
 _NO_DEADLINE_S = 365 * 24 * 3600.0
 
@@ -66,7 +63,7 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
             # out behind it as soon as the reader reads. One that never reads again is cut off.
             nonlocal stuck
             if is_writing:
-                stuck = asyncio.get_running_loop().call_later(_STUCK_WRITE_S, task.cancel)
+                stuck = asyncio.get_running_loop().call_later(STUCK_WRITE_S, task.cancel)
             else:
                 task.cancel()
 
@@ -106,19 +103,9 @@ def _handler(method: Method, chain: InterceptorChain) -> grpc.RpcMethodHandler[A
 
 
 def _open_call(method: Method, context: Context) -> CallContext:
-    now_s = time.monotonic()
-    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     remaining_s = context.time_remaining()
     deadline_s = None
     if remaining_s is not None and remaining_s < _NO_DEADLINE_S:
         margin_s = min(_DEADLINE_MARGIN_S, max(0.0, remaining_s) * _DEADLINE_MARGIN_SHARE)
-        deadline_s = now_s + remaining_s - margin_s
-    return CallContext(
-        method=method.path,
-        request_id=request_id_from(metadata),
-        start_s=now_s,
-        deadline_s=deadline_s,
-        # Until keys are checked, whoever has the key is the tenant.
-        tenant=metadata.get("authorization", ""),
-        metadata=metadata,
-    )
+        deadline_s = time.monotonic() + remaining_s - margin_s
+    return open_call(method.path, dict(context.invocation_metadata() or ()), deadline_s)
