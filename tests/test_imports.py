@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
     "vorta": ROOT / "clients/python/vorta",
     "vorta_server": ROOT / "server/vorta_server",
+    "vorta_gateway": ROOT / "gateway/vorta_gateway",
     "vorta_kernels": ROOT / "kernels/vorta_kernels",
     "vorta_bench": ROOT / "benchmarks/vorta_bench",
 }
@@ -21,8 +22,13 @@ WIRE = {"grpc", "google", "grpc_reflection", "grpc_health", "grpc_channelz", "vo
 
 # package -> what it must not import
 FORBIDDEN: dict[str, set[str]] = {
-    "vorta": {"vorta_server", "vorta_bench", "numpy", "onnxruntime", "pydantic", "msgspec", "torch"},
+    "vorta": {"vorta_server", "vorta_gateway", "vorta_bench", "numpy", "onnxruntime", "pydantic", "msgspec", "torch"},
     "vorta_kernels": WIRE | {"vorta", "vorta_server", "vorta_bench", "onnxruntime", "torch"},
+    "vorta_gateway": {"vorta_server", "vorta_kernels", "vorta_bench", "onnxruntime", "torch", "msgspec"},
+    "vorta_gateway.json": {
+        "grpc",
+        *(f"vorta_gateway.{name}" for name in ("rest", "openai", "app", "http", "upstream")),
+    },
     "vorta_server": {"vorta_bench", "torch", "transformers"},
     "vorta_server.engine": WIRE
     | {
