@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 REFERENCE := $(VENV)/.reference-done
+WEB := $(VENV)/.web-done
 GRPC_PORT ?= 50051
 HTTP_PORT ?= 8000
 DATA_DIR ?= data
@@ -29,6 +30,9 @@ $(REFERENCE): $(SETUP) requirements-reference.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-reference.txt
 	@touch $@
 
+$(WEB): $(SETUP) scripts/setup_web.sh clients/typescript/package-lock.json console/package-lock.json
+	@VENV="$(VENV)" scripts/setup_web.sh
+
 .PHONY: setup
 setup: $(SETUP) ## Install everything into .venv
 
@@ -43,6 +47,11 @@ test: $(SETUP) ## Set up and run the tests with coverage; no network, no GPU, no
 .PHONY: test-all
 test-all: $(SETUP) $(REFERENCE) ## All tests, the slow ones and those against torch and transformers too
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
+	@$(MAKE) test-web
+
+.PHONY: test-web
+test-web: $(WEB) ## Set up Node and Chromium and run the tests of the TypeScript client and the console
+	@VENV="$(VENV)" scripts/test_web.sh
 
 .PHONY: lint
 lint: $(SETUP) ## ruff, mypy --strict, buf lint, current stubs
@@ -62,6 +71,10 @@ format: $(SETUP) ## Format the code and the protos
 .PHONY: generate
 generate: $(SETUP) ## Generate the stubs from the protos
 	@$(BIN)/python scripts/generate.py
+
+.PHONY: generate-web
+generate-web: $(WEB) ## Generate the TypeScript stubs and the console's bundle
+	@VENV="$(VENV)" scripts/generate_web.sh
 
 .PHONY: breaking
 breaking: $(SETUP) ## Check the protos for breaking changes against AGAINST (default: main)
@@ -126,4 +139,4 @@ deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubec
 
 .PHONY: clean
 clean: ## Remove what was built and installed here
-	@rm -rf $(VENV) $(PEERS) $(STORES) dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(STORES) dist {clients/typescript,console}/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
