@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 import vorta
 from vorta import answer_result, embedding_result, options, result, sampling, vector_result, wire
 from vorta._method import ADMIN, EMBEDDING, INFERENCE, VECTOR
+from vorta._output_format import FORMAT_FIELD, FORMAT_KEYWORDS
 from vorta._request import keywords_of
 from vorta.v1 import admin_pb2, common_pb2, embedding_pb2, errors_pb2, inference_pb2, vector_pb2
 
@@ -105,7 +106,7 @@ def test_sampling_has_every_field_of_the_contract(request_name: str) -> None:
 
 @pytest.mark.parametrize("request_name", ["ChatRequest", "StreamChatRequest"])
 def test_chat_has_every_field_of_the_contract(request_name: str) -> None:
-    own = {"add_generation_prompt", "continue_final_message"}
+    own = {"add_generation_prompt", "continue_final_message", "tool_choice"}
     assert set(keywords_of(getattr(inference_pb2, request_name))) == own | set(sampling.Sampling.__annotations__)
 
 
@@ -124,6 +125,8 @@ def test_chat_has_every_field_of_the_contract(request_name: str) -> None:
 )
 def test_options_have_every_field_of_the_contract(keywords: type, request_type: type[Message], own: str) -> None:
     fields = {field.name for field in request_type.DESCRIPTOR.fields}
+    if FORMAT_FIELD in fields:
+        fields = fields - {FORMAT_FIELD} | set(FORMAT_KEYWORDS)
     assert set(get_type_hints(keywords)) == fields - set(own.split())
     assert set(own.split()) <= fields
 

@@ -61,6 +61,7 @@ def test_sampling_fields_are_optional_and_the_same_everywhere(request_type: obje
     for number, field in fields.items():
         assert (field.name, field.type) == (reference[number].name, reference[number].type)
         assert field.has_presence or field.is_repeated, f"{field.name}: absent must differ from zero"
+    assert request_type.fields_by_name["response_format"].number == 34  # type: ignore[attr-defined]
 
 
 def test_reply_has_text_and_speed_at_its_top() -> None:

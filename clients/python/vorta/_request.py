@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
+from vorta._output_format import CHOICE_FIELD, FORMAT_FIELD, FORMAT_KEYWORDS, set_format, set_tool_choice
 from vorta.errors import InvalidArgument
 from vorta.result import ChatMessage, Tool, ToolCall
 from vorta.v1 import common_pb2, inference_pb2
@@ -31,8 +32,12 @@ _M = TypeVar("_M", bound=Message)
 
 
 def keywords_of(request_type: type[Message]) -> list[str]:
-    """Names that a request of this type takes as keywords."""
-    return [field.name for field in request_type.DESCRIPTOR.fields if field.name not in _OWN_FIELDS]
+    """Names that a request of this type takes as keywords: its fields, and for its format what stands for it."""
+    names = [field.name for field in request_type.DESCRIPTOR.fields if field.name not in _OWN_FIELDS]
+    if FORMAT_FIELD in names:
+        names.remove(FORMAT_FIELD)
+        names += FORMAT_KEYWORDS
+    return names
 
 
 def generate_request(
@@ -124,9 +129,13 @@ def _fill(request: Message, model: str | None, options: Mapping[str, Any], funct
 
 
 def _set(request: Message, name: str, value: Any) -> None:
-    field: Any = request.DESCRIPTOR.fields_by_name[name]
+    field: Any = request.DESCRIPTOR.fields_by_name.get(name)
     try:
-        if not field.is_repeated:
+        if field is None and name in FORMAT_KEYWORDS:
+            set_format(request, name, value)
+        elif name == CHOICE_FIELD:
+            set_tool_choice(request, value)
+        elif not field.is_repeated:
             setattr(request, name, enum_number(field, value) if field.enum_type is not None else value)
         elif _is_map(field):
             getattr(request, name).update(value)

@@ -40,9 +40,9 @@ _SEARCH_KEYWORDS = (
 )
 _HYBRID_KEYWORDS = (*_SEARCH_KEYWORDS, "fusion", "dense_weight", "rrf_k", "num_candidates")
 _ANSWER_KEYWORDS = tuple(
-    field.name
-    for field in inference_pb2.StreamAnswerRequest.DESCRIPTOR.fields
-    if field.name not in ("model", "question", "collection")
+    name
+    for name in _request.keywords_of(inference_pb2.StreamAnswerRequest)
+    if name not in ("model", "question", "collection")
 )
 
 _M = TypeVar("_M", bound=Message)

@@ -107,6 +107,7 @@ class Client:
         timeout_s: float | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | None = None,
+        tool_choice: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """Answers a conversation; the result's `message` has the tool calls.
@@ -116,11 +117,13 @@ class Client:
             tools: `Tool`s or mappings with their keys; OpenAI's nested form is taken too.
             add_generation_prompt: Open the assistant's turn. Default: yes.
             continue_final_message: Continue the last message instead. Default: no.
+            tool_choice: "auto", "none", "required" (the answer is calls of tools) or the name of the tool to call.
         """
         options = {
             **sampling,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
+            "tool_choice": tool_choice,
         }
         request = _request.chat_request(inference_pb2.ChatRequest, messages, tools, model, options, "chat")
         return _response.generation(self._transport.call(INFERENCE["Chat"], request, timeout_s))
@@ -135,6 +138,7 @@ class Client:
         resume_window_s: float | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | None = None,
+        tool_choice: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> Stream:
         """Answers a conversation and returns the events as they happen; arguments as `chat` and `stream_generate`."""
@@ -142,6 +146,7 @@ class Client:
             **sampling,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
+            "tool_choice": tool_choice,
         }
         request = _request.chat_request(inference_pb2.StreamChatRequest, messages, tools, model, options, "stream_chat")
         return self._stream("StreamChat", request, resume_window_s, timeout_s)

@@ -121,3 +121,9 @@ class AnswerOptions(TypedDict, total=False):
     deterministic: bool | None
     skip_special_tokens: bool | None
     request_id: str | None
+    json_object: bool | None
+    """The answer must be a JSON object. Of this and the four that follow, one at most; see `Sampling`."""
+    json_schema: str | Mapping[str, Any] | type | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None

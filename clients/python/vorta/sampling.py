@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 __all__ = ["Sampling"]
 
@@ -37,3 +37,13 @@ class Sampling(TypedDict, total=False):
     deterministic: bool | None
     skip_special_tokens: bool | None
     request_id: str | None
+    json_object: bool | None
+    """The text must be a JSON object. Of this and the four that follow, one at most."""
+    json_schema: str | Mapping[str, Any] | type | None
+    """The text must be JSON of this schema: JSON text, a mapping, or a class of pydantic's."""
+    regex: str | None
+    """The whole text must match it."""
+    choice: Sequence[str] | None
+    """The text must be one of these."""
+    grammar: str | None
+    """The text must be of this grammar: Lark with a rule `start`, or GBNF with a rule `root`."""

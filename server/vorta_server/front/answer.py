@@ -112,6 +112,9 @@ def answer_chat(request: inference_pb2.StreamAnswerRequest, passages: Sequence[s
         descriptor = request.DESCRIPTOR.fields_by_name[name]
         if descriptor.is_repeated:
             getattr(chat, name).MergeFrom(getattr(request, name))
+        elif descriptor.message_type is not None:
+            if request.HasField(name):
+                getattr(chat, name).CopyFrom(getattr(request, name))
         elif not descriptor.has_presence or request.HasField(name):
             setattr(chat, name, getattr(request, name))
     chat.messages.extend(

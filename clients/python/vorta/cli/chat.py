@@ -36,6 +36,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("message", nargs="?", help="the message; '-': standard input")
     parser.add_argument("--system", metavar="TEXT", help="instruction that opens the conversation")
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of tools that the model may call")
+    parser.add_argument(
+        "--tool-choice", metavar="NAME", help="auto, none, required, or the tool to call (default: auto)"
+    )
     parser.add_argument("--model", metavar="ID", help="default: the server's")
     add_stream_option(parser)
     add_connection(parser)
@@ -48,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"model": arguments.model, **sampling_of(arguments)}
     if arguments.tools is not None:
         options["tools"] = _read_tools(arguments.tools)
+    options["tool_choice"] = arguments.tool_choice
     with connect(arguments) as client:
         conversation = Conversation(client, arguments, options)
         if arguments.message is None and sys.stdin.isatty() and not arguments.json:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from vorta._output_format import FORMAT_KEYWORDS
 from vorta._request import keywords_of
+from vorta.errors import InvalidArgument
 from vorta.v1 import inference_pb2
 
 __all__ = ["add_sampling", "sampling_of"]
@@ -62,6 +65,7 @@ def add_sampling(parser: argparse.ArgumentParser, request_type: type[Message] = 
                 options |= {"action": "append"}
         flag = "--stop-token-id" if name == "stop_token_ids" else f"--{name.replace('_', '-')}"
         group.add_argument(flag, **options)
+    _add_format(parser)
 
 
 def sampling_of(
@@ -71,13 +75,36 @@ def sampling_of(
     values = {name: getattr(arguments, name) for name in _names(request_type)}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])
+    values |= {name: getattr(arguments, name) for name in ("json_object", "regex", "choice")}
+    for name in ("json_schema", "grammar"):
+        path = getattr(arguments, name)
+        values[name] = None if path is None else _read(path, name)
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _names(request_type: type[Message]) -> list[str]:
     """The sampling fields of a request: those that GenerateRequest has too."""
     known = request_type.DESCRIPTOR.fields_by_name
-    return [name for name in keywords_of(inference_pb2.GenerateRequest) if name in known]
+    return [
+        name for name in keywords_of(inference_pb2.GenerateRequest) if name in known and name not in FORMAT_KEYWORDS
+    ]
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what the text must be; one at most."""
+    group = parser.add_argument_group("what the text must be (one at most)").add_mutually_exclusive_group()
+    group.add_argument("--json-object", action="store_true", default=None, help="a JSON object")
+    group.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON of the schema in this file")
+    group.add_argument("--regex", metavar="REGEX", help="a match of this regular expression")
+    group.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; may be repeated")
+    group.add_argument("--grammar", type=Path, metavar="FILE", help="of the grammar in this file, Lark or GBNF")
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as exc:
+        raise InvalidArgument(f"cannot read the {name} from {path}: {exc}", field=name) from None
 
 
 def _bias(text: str) -> tuple[int, float]:

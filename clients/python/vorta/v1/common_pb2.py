@@ -25,39 +25,49 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vorta/v1/common.proto\x12\x08vorta.v1\x1a\x1cgoogle/protobuf/struct.proto\"x\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12&\n\ntool_calls\x18\x03 \x03(\x0b\x32\x12.vorta.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\"V\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"8\n\tStopMatch\x12\x0e\n\x04stop\x18\x01 \x01(\tH\x00\x12\x12\n\x08token_id\x18\x02 \x01(\x05H\x00\x42\x07\n\x05match\"m\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x05\"{\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x03 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x0f\n\x07total_s\x18\x05 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x01\"D\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\'\n\x03top\x18\x04 \x03(\x0b\x32\x1a.vorta.v1.TokenAlternativeB\n\n\x08_logprob\"\xdf\x01\n\x0eSequenceOutput\x12\x16\n\x0esequence_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.vorta.v1.FinishReason\x12,\n\nstop_match\x18\x05 \x01(\x0b\x32\x13.vorta.v1.StopMatchH\x00\x88\x01\x01\x12(\n\x08logprobs\x18\x06 \x03(\x0b\x32\x16.vorta.v1.TokenLogprobB\r\n\x0b_stop_match\"I\n\rStreamStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\"\x9f\x01\n\x0bStreamDelta\x12\x16\n\x0esequence_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.vorta.v1.TokenLogprob\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.vorta.v1.FinishReason\"\x8d\x03\n\x0eStreamFinished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.vorta.v1.FinishReason\x12,\n\nstop_match\x18\x02 \x01(\x0b\x32\x13.vorta.v1.StopMatchH\x00\x88\x01\x01\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.vorta.v1.Usage\x12\"\n\x07timings\x18\x04 \x01(\x0b\x32\x11.vorta.v1.Timings\x12/\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x16.vorta.v1.TokenLogprob\x12+\n\tsequences\x18\x06 \x03(\x0b\x32\x18.vorta.v1.SequenceOutput\x12*\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x16.vorta.v1.RequestErrorH\x01\x88\x01\x01\x12+\n\x07message\x18\x08 \x01(\x0b\x32\x15.vorta.v1.ChatMessageH\x02\x88\x01\x01\x42\r\n\x0b_stop_matchB\x08\n\x06_errorB\n\n\x08_message\"B\n\x0cRequestError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08*\xcd\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x1a\n\x16\x46INISH_REASON_DRAINING\x10\x05\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vorta/v1/common.proto\x12\x08vorta.v1\x1a\x1cgoogle/protobuf/struct.proto\"x\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12&\n\ntool_calls\x18\x03 \x03(\x0b\x32\x12.vorta.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\"V\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xb2\x01\n\x0eResponseFormat\x12\x31\n\x0bjson_object\x18\x01 \x01(\x0b\x32\x1a.vorta.v1.JsonObjectFormatH\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x16.vorta.v1.ChoiceFormatH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x42\x08\n\x06\x66ormat\"\x12\n\x10JsonObjectFormat\"\x1f\n\x0c\x43hoiceFormat\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"B\n\nToolChoice\x12&\n\x04mode\x18\x01 \x01(\x0e\x32\x18.vorta.v1.ToolChoiceMode\x12\x0c\n\x04name\x18\x02 \x01(\t\"8\n\tStopMatch\x12\x0e\n\x04stop\x18\x01 \x01(\tH\x00\x12\x12\n\x08token_id\x18\x02 \x01(\x05H\x00\x42\x07\n\x05match\"m\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x05\"{\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x03 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x0f\n\x07total_s\x18\x05 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x01\"D\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\'\n\x03top\x18\x04 \x03(\x0b\x32\x1a.vorta.v1.TokenAlternativeB\n\n\x08_logprob\"\xdf\x01\n\x0eSequenceOutput\x12\x16\n\x0esequence_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.vorta.v1.FinishReason\x12,\n\nstop_match\x18\x05 \x01(\x0b\x32\x13.vorta.v1.StopMatchH\x00\x88\x01\x01\x12(\n\x08logprobs\x18\x06 \x03(\x0b\x32\x16.vorta.v1.TokenLogprobB\r\n\x0b_stop_match\"I\n\rStreamStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\"\x9f\x01\n\x0bStreamDelta\x12\x16\n\x0esequence_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.vorta.v1.TokenLogprob\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.vorta.v1.FinishReason\"\x8d\x03\n\x0eStreamFinished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.vorta.v1.FinishReason\x12,\n\nstop_match\x18\x02 \x01(\x0b\x32\x13.vorta.v1.StopMatchH\x00\x88\x01\x01\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.vorta.v1.Usage\x12\"\n\x07timings\x18\x04 \x01(\x0b\x32\x11.vorta.v1.Timings\x12/\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x16.vorta.v1.TokenLogprob\x12+\n\tsequences\x18\x06 \x03(\x0b\x32\x18.vorta.v1.SequenceOutput\x12*\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x16.vorta.v1.RequestErrorH\x01\x88\x01\x01\x12+\n\x07message\x18\x08 \x01(\x0b\x32\x15.vorta.v1.ChatMessageH\x02\x88\x01\x01\x42\r\n\x0b_stop_matchB\x08\n\x06_errorB\n\n\x08_message\"B\n\x0cRequestError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08*\xcd\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x1a\n\x16\x46INISH_REASON_DRAINING\x10\x05\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x06*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vorta.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1752
-  _globals['_FINISHREASON']._serialized_end=1957
+  _globals['_FINISHREASON']._serialized_start=2054
+  _globals['_FINISHREASON']._serialized_end=2259
+  _globals['_TOOLCHOICEMODE']._serialized_start=2262
+  _globals['_TOOLCHOICEMODE']._serialized_end=2397
   _globals['_CHATMESSAGE']._serialized_start=65
   _globals['_CHATMESSAGE']._serialized_end=185
   _globals['_TOOL']._serialized_start=187
   _globals['_TOOL']._serialized_end=273
   _globals['_TOOLCALL']._serialized_start=275
   _globals['_TOOLCALL']._serialized_end=330
-  _globals['_STOPMATCH']._serialized_start=332
-  _globals['_STOPMATCH']._serialized_end=388
-  _globals['_USAGE']._serialized_start=390
-  _globals['_USAGE']._serialized_end=499
-  _globals['_TIMINGS']._serialized_start=501
-  _globals['_TIMINGS']._serialized_end=624
-  _globals['_TOKENALTERNATIVE']._serialized_start=626
-  _globals['_TOKENALTERNATIVE']._serialized_end=694
-  _globals['_TOKENLOGPROB']._serialized_start=696
-  _globals['_TOKENLOGPROB']._serialized_end=818
-  _globals['_SEQUENCEOUTPUT']._serialized_start=821
-  _globals['_SEQUENCEOUTPUT']._serialized_end=1044
-  _globals['_STREAMSTARTED']._serialized_start=1046
-  _globals['_STREAMSTARTED']._serialized_end=1119
-  _globals['_STREAMDELTA']._serialized_start=1122
-  _globals['_STREAMDELTA']._serialized_end=1281
-  _globals['_STREAMFINISHED']._serialized_start=1284
-  _globals['_STREAMFINISHED']._serialized_end=1681
-  _globals['_REQUESTERROR']._serialized_start=1683
-  _globals['_REQUESTERROR']._serialized_end=1749
+  _globals['_RESPONSEFORMAT']._serialized_start=333
+  _globals['_RESPONSEFORMAT']._serialized_end=511
+  _globals['_JSONOBJECTFORMAT']._serialized_start=513
+  _globals['_JSONOBJECTFORMAT']._serialized_end=531
+  _globals['_CHOICEFORMAT']._serialized_start=533
+  _globals['_CHOICEFORMAT']._serialized_end=564
+  _globals['_TOOLCHOICE']._serialized_start=566
+  _globals['_TOOLCHOICE']._serialized_end=632
+  _globals['_STOPMATCH']._serialized_start=634
+  _globals['_STOPMATCH']._serialized_end=690
+  _globals['_USAGE']._serialized_start=692
+  _globals['_USAGE']._serialized_end=801
+  _globals['_TIMINGS']._serialized_start=803
+  _globals['_TIMINGS']._serialized_end=926
+  _globals['_TOKENALTERNATIVE']._serialized_start=928
+  _globals['_TOKENALTERNATIVE']._serialized_end=996
+  _globals['_TOKENLOGPROB']._serialized_start=998
+  _globals['_TOKENLOGPROB']._serialized_end=1120
+  _globals['_SEQUENCEOUTPUT']._serialized_start=1123
+  _globals['_SEQUENCEOUTPUT']._serialized_end=1346
+  _globals['_STREAMSTARTED']._serialized_start=1348
+  _globals['_STREAMSTARTED']._serialized_end=1421
+  _globals['_STREAMDELTA']._serialized_start=1424
+  _globals['_STREAMDELTA']._serialized_end=1583
+  _globals['_STREAMFINISHED']._serialized_start=1586
+  _globals['_STREAMFINISHED']._serialized_end=1983
+  _globals['_REQUESTERROR']._serialized_start=1985
+  _globals['_REQUESTERROR']._serialized_end=2051
 # @@protoc_insertion_point(module_scope)

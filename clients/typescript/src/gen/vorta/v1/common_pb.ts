@@ -14,7 +14,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file vorta/v1/common.proto.
  */
 export const file_vorta_v1_common: GenFile = /*@__PURE__*/
-  fileDesc("ChV2b3J0YS92MS9jb21tb24ucHJvdG8SCHZvcnRhLnYxIngKC0NoYXRNZXNzYWdlEgwKBHJvbGUYASABKAkSDwoHY29udGVudBgCIAEoCRImCgp0b29sX2NhbGxzGAMgAygLMhIudm9ydGEudjEuVG9vbENhbGwSFAoMdG9vbF9jYWxsX2lkGAQgASgJEgwKBG5hbWUYBSABKAkiVgoEVG9vbBIMCgRuYW1lGAEgASgJEhMKC2Rlc2NyaXB0aW9uGAIgASgJEisKCnBhcmFtZXRlcnMYAyABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IjcKCFRvb2xDYWxsEgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSEQoJYXJndW1lbnRzGAMgASgJIjgKCVN0b3BNYXRjaBIOCgRzdG9wGAEgASgJSAASEgoIdG9rZW5faWQYAiABKAVIAEIHCgVtYXRjaCJtCgVVc2FnZRIVCg1wcm9tcHRfdG9rZW5zGAEgASgFEhkKEWNvbXBsZXRpb25fdG9rZW5zGAIgASgFEhQKDHRvdGFsX3Rva2VucxgDIAEoBRIcChRjYWNoZWRfcHJvbXB0X3Rva2VucxgEIAEoBSJ7CgdUaW1pbmdzEg8KB3F1ZXVlX3MYASABKAESEQoJcHJlZmlsbF9zGAIgASgBEhAKCGRlY29kZV9zGAMgASgBEg4KBnR0ZnRfcxgEIAEoARIPCgd0b3RhbF9zGAUgASgBEhkKEXRva2Vuc19wZXJfc2Vjb25kGAYgASgBIkQKEFRva2VuQWx0ZXJuYXRpdmUSEAoIdG9rZW5faWQYASABKAUSDQoFdG9rZW4YAiABKAkSDwoHbG9ncHJvYhgDIAEoAiJ6CgxUb2tlbkxvZ3Byb2ISEAoIdG9rZW5faWQYASABKAUSDQoFdG9rZW4YAiABKAkSFAoHbG9ncHJvYhgDIAEoAkgAiAEBEicKA3RvcBgEIAMoCzIaLnZvcnRhLnYxLlRva2VuQWx0ZXJuYXRpdmVCCgoIX2xvZ3Byb2Ii3wEKDlNlcXVlbmNlT3V0cHV0EhYKDnNlcXVlbmNlX2luZGV4GAEgASgFEgwKBHRleHQYAiABKAkSEQoJdG9rZW5faWRzGAMgAygFEi0KDWZpbmlzaF9yZWFzb24YBCABKA4yFi52b3J0YS52MS5GaW5pc2hSZWFzb24SLAoKc3RvcF9tYXRjaBgFIAEoCzITLnZvcnRhLnYxLlN0b3BNYXRjaEgAiAEBEigKCGxvZ3Byb2JzGAYgAygLMhYudm9ydGEudjEuVG9rZW5Mb2dwcm9iQg0KC19zdG9wX21hdGNoIkkKDVN0cmVhbVN0YXJ0ZWQSEgoKcmVxdWVzdF9pZBgBIAEoCRINCgVtb2RlbBgCIAEoCRIVCg1wcm9tcHRfdG9rZW5zGAMgASgFIp8BCgtTdHJlYW1EZWx0YRIWCg5zZXF1ZW5jZV9pbmRleBgBIAEoBRIMCgR0ZXh0GAIgASgJEhEKCXRva2VuX2lkcxgDIAMoBRIoCghsb2dwcm9icxgEIAMoCzIWLnZvcnRhLnYxLlRva2VuTG9ncHJvYhItCg1maW5pc2hfcmVhc29uGAUgASgOMhYudm9ydGEudjEuRmluaXNoUmVhc29uIo0DCg5TdHJlYW1GaW5pc2hlZBItCg1maW5pc2hfcmVhc29uGAEgASgOMhYudm9ydGEudjEuRmluaXNoUmVhc29uEiwKCnN0b3BfbWF0Y2gYAiABKAsyEy52b3J0YS52MS5TdG9wTWF0Y2hIAIgBARIeCgV1c2FnZRgDIAEoCzIPLnZvcnRhLnYxLlVzYWdlEiIKB3RpbWluZ3MYBCABKAsyES52b3J0YS52MS5UaW1pbmdzEi8KD3Byb21wdF9sb2dwcm9icxgFIAMoCzIWLnZvcnRhLnYxLlRva2VuTG9ncHJvYhIrCglzZXF1ZW5jZXMYBiADKAsyGC52b3J0YS52MS5TZXF1ZW5jZU91dHB1dBIqCgVlcnJvchgHIAEoCzIWLnZvcnRhLnYxLlJlcXVlc3RFcnJvckgBiAEBEisKB21lc3NhZ2UYCCABKAsyFS52b3J0YS52MS5DaGF0TWVzc2FnZUgCiAEBQg0KC19zdG9wX21hdGNoQggKBl9lcnJvckIKCghfbWVzc2FnZSJCCgxSZXF1ZXN0RXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSEQoJcmV0cnlhYmxlGAMgASgIKs0BCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAISGwoXRklOSVNIX1JFQVNPTl9DQU5DRUxMRUQQAxIaChZGSU5JU0hfUkVBU09OX0RFQURMSU5FEAQSGgoWRklOSVNIX1JFQVNPTl9EUkFJTklORxAFEhcKE0ZJTklTSF9SRUFTT05fRVJST1IQBmIGcHJvdG8z", [file_google_protobuf_struct]);
+  fileDesc("ChV2b3J0YS92MS9jb21tb24ucHJvdG8SCHZvcnRhLnYxIngKC0NoYXRNZXNzYWdlEgwKBHJvbGUYASABKAkSDwoHY29udGVudBgCIAEoCRImCgp0b29sX2NhbGxzGAMgAygLMhIudm9ydGEudjEuVG9vbENhbGwSFAoMdG9vbF9jYWxsX2lkGAQgASgJEgwKBG5hbWUYBSABKAkiVgoEVG9vbBIMCgRuYW1lGAEgASgJEhMKC2Rlc2NyaXB0aW9uGAIgASgJEisKCnBhcmFtZXRlcnMYAyABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IjcKCFRvb2xDYWxsEgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSEQoJYXJndW1lbnRzGAMgASgJIrIBCg5SZXNwb25zZUZvcm1hdBIxCgtqc29uX29iamVjdBgBIAEoCzIaLnZvcnRhLnYxLkpzb25PYmplY3RGb3JtYXRIABIVCgtqc29uX3NjaGVtYRgCIAEoCUgAEg8KBXJlZ2V4GAMgASgJSAASKAoGY2hvaWNlGAQgASgLMhYudm9ydGEudjEuQ2hvaWNlRm9ybWF0SAASEQoHZ3JhbW1hchgFIAEoCUgAQggKBmZvcm1hdCISChBKc29uT2JqZWN0Rm9ybWF0Ih8KDENob2ljZUZvcm1hdBIPCgdjaG9pY2VzGAEgAygJIkIKClRvb2xDaG9pY2USJgoEbW9kZRgBIAEoDjIYLnZvcnRhLnYxLlRvb2xDaG9pY2VNb2RlEgwKBG5hbWUYAiABKAkiOAoJU3RvcE1hdGNoEg4KBHN0b3AYASABKAlIABISCgh0b2tlbl9pZBgCIAEoBUgAQgcKBW1hdGNoIm0KBVVzYWdlEhUKDXByb21wdF90b2tlbnMYASABKAUSGQoRY29tcGxldGlvbl90b2tlbnMYAiABKAUSFAoMdG90YWxfdG9rZW5zGAMgASgFEhwKFGNhY2hlZF9wcm9tcHRfdG9rZW5zGAQgASgFInsKB1RpbWluZ3MSDwoHcXVldWVfcxgBIAEoARIRCglwcmVmaWxsX3MYAiABKAESEAoIZGVjb2RlX3MYAyABKAESDgoGdHRmdF9zGAQgASgBEg8KB3RvdGFsX3MYBSABKAESGQoRdG9rZW5zX3Blcl9zZWNvbmQYBiABKAEiRAoQVG9rZW5BbHRlcm5hdGl2ZRIQCgh0b2tlbl9pZBgBIAEoBRINCgV0b2tlbhgCIAEoCRIPCgdsb2dwcm9iGAMgASgCInoKDFRva2VuTG9ncHJvYhIQCgh0b2tlbl9pZBgBIAEoBRINCgV0b2tlbhgCIAEoCRIUCgdsb2dwcm9iGAMgASgCSACIAQESJwoDdG9wGAQgAygLMhoudm9ydGEudjEuVG9rZW5BbHRlcm5hdGl2ZUIKCghfbG9ncHJvYiLfAQoOU2VxdWVuY2VPdXRwdXQSFgoOc2VxdWVuY2VfaW5kZXgYASABKAUSDAoEdGV4dBgCIAEoCRIRCgl0b2tlbl9pZHMYAyADKAUSLQoNZmluaXNoX3JlYXNvbhgEIAEoDjIWLnZvcnRhLnYxLkZpbmlzaFJlYXNvbhIsCgpzdG9wX21hdGNoGAUgASgLMhMudm9ydGEudjEuU3RvcE1hdGNoSACIAQESKAoIbG9ncHJvYnMYBiADKAsyFi52b3J0YS52MS5Ub2tlbkxvZ3Byb2JCDQoLX3N0b3BfbWF0Y2giSQoNU3RyZWFtU3RhcnRlZBISCgpyZXF1ZXN0X2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKAUinwEKC1N0cmVhbURlbHRhEhYKDnNlcXVlbmNlX2luZGV4GAEgASgFEgwKBHRleHQYAiABKAkSEQoJdG9rZW5faWRzGAMgAygFEigKCGxvZ3Byb2JzGAQgAygLMhYudm9ydGEudjEuVG9rZW5Mb2dwcm9iEi0KDWZpbmlzaF9yZWFzb24YBSABKA4yFi52b3J0YS52MS5GaW5pc2hSZWFzb24ijQMKDlN0cmVhbUZpbmlzaGVkEi0KDWZpbmlzaF9yZWFzb24YASABKA4yFi52b3J0YS52MS5GaW5pc2hSZWFzb24SLAoKc3RvcF9tYXRjaBgCIAEoCzITLnZvcnRhLnYxLlN0b3BNYXRjaEgAiAEBEh4KBXVzYWdlGAMgASgLMg8udm9ydGEudjEuVXNhZ2USIgoHdGltaW5ncxgEIAEoCzIRLnZvcnRhLnYxLlRpbWluZ3MSLwoPcHJvbXB0X2xvZ3Byb2JzGAUgAygLMhYudm9ydGEudjEuVG9rZW5Mb2dwcm9iEisKCXNlcXVlbmNlcxgGIAMoCzIYLnZvcnRhLnYxLlNlcXVlbmNlT3V0cHV0EioKBWVycm9yGAcgASgLMhYudm9ydGEudjEuUmVxdWVzdEVycm9ySAGIAQESKwoHbWVzc2FnZRgIIAEoCzIVLnZvcnRhLnYxLkNoYXRNZXNzYWdlSAKIAQFCDQoLX3N0b3BfbWF0Y2hCCAoGX2Vycm9yQgoKCF9tZXNzYWdlIkIKDFJlcXVlc3RFcnJvchIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCRIRCglyZXRyeWFibGUYAyABKAgqzQEKDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASFgoSRklOSVNIX1JFQVNPTl9TVE9QEAESGAoURklOSVNIX1JFQVNPTl9MRU5HVEgQAhIbChdGSU5JU0hfUkVBU09OX0NBTkNFTExFRBADEhoKFkZJTklTSF9SRUFTT05fREVBRExJTkUQBBIaChZGSU5JU0hfUkVBU09OX0RSQUlOSU5HEAUSFwoTRklOSVNIX1JFQVNPTl9FUlJPUhAGKocBCg5Ub29sQ2hvaWNlTW9kZRIgChxUT09MX0NIT0lDRV9NT0RFX1VOU1BFQ0lGSUVEEAASGQoVVE9PTF9DSE9JQ0VfTU9ERV9BVVRPEAESGQoVVE9PTF9DSE9JQ0VfTU9ERV9OT05FEAISHQoZVE9PTF9DSE9JQ0VfTU9ERV9SRVFVSVJFRBADYgZwcm90bzM", [file_google_protobuf_struct]);
 
 /**
  * One message of a conversation.
@@ -234,7 +234,231 @@ export const ToolCallSchema: GenMessage<ToolCall, {jsonType: ToolCallJson}> = /*
   messageDesc(file_vorta_v1_common, 2);
 
 /**
- * What ended a sequence whose finish reason is STOP.
+ * What the generated text must be. Tokens that cannot lead to such a text are never chosen: a text that ends with STOP
+ * is of the format (unless a stop string or stop token cut it), and one that ends with LENGTH is the beginning of one.
+ * End-of-sequence tokens are possible exactly where the text is complete, and where nothing can follow, the text ends
+ * with STOP by itself, also under `ignore_eos` and before `min_tokens`. The prompt is not told of the format; say in it
+ * what is wanted. A format that cannot be read, or is too complex, is INVALID_ARGUMENT naming the field.
+ *
+ * @generated from message vorta.v1.ResponseFormat
+ */
+export type ResponseFormat = Message<"vorta.v1.ResponseFormat"> & {
+  /**
+   * The format. Exactly one is required.
+   *
+   * @generated from oneof vorta.v1.ResponseFormat.format
+   */
+  format: {
+    /**
+     * Any JSON object.
+     *
+     * @generated from field: vorta.v1.JsonObjectFormat json_object = 1;
+     */
+    value: JsonObjectFormat;
+    case: "jsonObject";
+  } | {
+    /**
+     * A JSON Schema, as JSON text of at most 128 KiB, nested at most 64 deep. A keyword that cannot be guaranteed is
+     * refused. Properties come in the schema's order.
+     *
+     * @generated from field: string json_schema = 2;
+     */
+    value: string;
+    case: "jsonSchema";
+  } | {
+    /**
+     * A regular expression that the whole text matches, of at most 16 KiB, in the syntax of Rust's regex crate, without
+     * anchors or look-around.
+     *
+     * @generated from field: string regex = 3;
+     */
+    value: string;
+    case: "regex";
+  } | {
+    /**
+     * Texts, of which the output is one.
+     *
+     * @generated from field: vorta.v1.ChoiceFormat choice = 4;
+     */
+    value: ChoiceFormat;
+    case: "choice";
+  } | {
+    /**
+     * A context-free grammar of at most 128 KiB, nested at most 64 deep: Lark with a rule `start`, or GBNF (EBNF with
+     * `::=`) with a rule `root`.
+     *
+     * @generated from field: string grammar = 5;
+     */
+    value: string;
+    case: "grammar";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * What the generated text must be. Tokens that cannot lead to such a text are never chosen: a text that ends with STOP
+ * is of the format (unless a stop string or stop token cut it), and one that ends with LENGTH is the beginning of one.
+ * End-of-sequence tokens are possible exactly where the text is complete, and where nothing can follow, the text ends
+ * with STOP by itself, also under `ignore_eos` and before `min_tokens`. The prompt is not told of the format; say in it
+ * what is wanted. A format that cannot be read, or is too complex, is INVALID_ARGUMENT naming the field.
+ *
+ * @generated from message vorta.v1.ResponseFormat
+ */
+export type ResponseFormatJson = {
+  /**
+   * Any JSON object.
+   *
+   * @generated from field: vorta.v1.JsonObjectFormat json_object = 1;
+   */
+  jsonObject?: JsonObjectFormatJson;
+
+  /**
+   * A JSON Schema, as JSON text of at most 128 KiB, nested at most 64 deep. A keyword that cannot be guaranteed is
+   * refused. Properties come in the schema's order.
+   *
+   * @generated from field: string json_schema = 2;
+   */
+  jsonSchema?: string;
+
+  /**
+   * A regular expression that the whole text matches, of at most 16 KiB, in the syntax of Rust's regex crate, without
+   * anchors or look-around.
+   *
+   * @generated from field: string regex = 3;
+   */
+  regex?: string;
+
+  /**
+   * Texts, of which the output is one.
+   *
+   * @generated from field: vorta.v1.ChoiceFormat choice = 4;
+   */
+  choice?: ChoiceFormatJson;
+
+  /**
+   * A context-free grammar of at most 128 KiB, nested at most 64 deep: Lark with a rule `start`, or GBNF (EBNF with
+   * `::=`) with a rule `root`.
+   *
+   * @generated from field: string grammar = 5;
+   */
+  grammar?: string;
+};
+
+/**
+ * Describes the message vorta.v1.ResponseFormat.
+ * Use `create(ResponseFormatSchema)` to create a new message.
+ */
+export const ResponseFormatSchema: GenMessage<ResponseFormat, {jsonType: ResponseFormatJson}> = /*@__PURE__*/
+  messageDesc(file_vorta_v1_common, 3);
+
+/**
+ * Any JSON object.
+ *
+ * @generated from message vorta.v1.JsonObjectFormat
+ */
+export type JsonObjectFormat = Message<"vorta.v1.JsonObjectFormat"> & {
+};
+
+/**
+ * Any JSON object.
+ *
+ * @generated from message vorta.v1.JsonObjectFormat
+ */
+export type JsonObjectFormatJson = {
+};
+
+/**
+ * Describes the message vorta.v1.JsonObjectFormat.
+ * Use `create(JsonObjectFormatSchema)` to create a new message.
+ */
+export const JsonObjectFormatSchema: GenMessage<JsonObjectFormat, {jsonType: JsonObjectFormatJson}> = /*@__PURE__*/
+  messageDesc(file_vorta_v1_common, 4);
+
+/**
+ * Texts to choose from.
+ *
+ * @generated from message vorta.v1.ChoiceFormat
+ */
+export type ChoiceFormat = Message<"vorta.v1.ChoiceFormat"> & {
+  /**
+   * 1 to 1024 texts, each 1 to 4096 bytes.
+   *
+   * @generated from field: repeated string choices = 1;
+   */
+  choices: string[];
+};
+
+/**
+ * Texts to choose from.
+ *
+ * @generated from message vorta.v1.ChoiceFormat
+ */
+export type ChoiceFormatJson = {
+  /**
+   * 1 to 1024 texts, each 1 to 4096 bytes.
+   *
+   * @generated from field: repeated string choices = 1;
+   */
+  choices?: string[];
+};
+
+/**
+ * Describes the message vorta.v1.ChoiceFormat.
+ * Use `create(ChoiceFormatSchema)` to create a new message.
+ */
+export const ChoiceFormatSchema: GenMessage<ChoiceFormat, {jsonType: ChoiceFormatJson}> = /*@__PURE__*/
+  messageDesc(file_vorta_v1_common, 5);
+
+/**
+ * Whether the answer calls tools, and which.
+ *
+ * @generated from message vorta.v1.ToolChoice
+ */
+export type ToolChoice = Message<"vorta.v1.ToolChoice"> & {
+  /**
+   * Default AUTO.
+   *
+   * @generated from field: vorta.v1.ToolChoiceMode mode = 1;
+   */
+  mode: ToolChoiceMode;
+
+  /**
+   * With REQUIRED: the one tool of `tools` to call, exactly once. Empty: any of them.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+};
+
+/**
+ * Whether the answer calls tools, and which.
+ *
+ * @generated from message vorta.v1.ToolChoice
+ */
+export type ToolChoiceJson = {
+  /**
+   * Default AUTO.
+   *
+   * @generated from field: vorta.v1.ToolChoiceMode mode = 1;
+   */
+  mode?: ToolChoiceModeJson;
+
+  /**
+   * With REQUIRED: the one tool of `tools` to call, exactly once. Empty: any of them.
+   *
+   * @generated from field: string name = 2;
+   */
+  name?: string;
+};
+
+/**
+ * Describes the message vorta.v1.ToolChoice.
+ * Use `create(ToolChoiceSchema)` to create a new message.
+ */
+export const ToolChoiceSchema: GenMessage<ToolChoice, {jsonType: ToolChoiceJson}> = /*@__PURE__*/
+  messageDesc(file_vorta_v1_common, 6);
+
+/**
+ * What ended a sequence whose finish reason is STOP. Absent where its ResponseFormat allowed nothing more.
  *
  * @generated from message vorta.v1.StopMatch
  */
@@ -264,7 +488,7 @@ export type StopMatch = Message<"vorta.v1.StopMatch"> & {
 };
 
 /**
- * What ended a sequence whose finish reason is STOP.
+ * What ended a sequence whose finish reason is STOP. Absent where its ResponseFormat allowed nothing more.
  *
  * @generated from message vorta.v1.StopMatch
  */
@@ -289,7 +513,7 @@ export type StopMatchJson = {
  * Use `create(StopMatchSchema)` to create a new message.
  */
 export const StopMatchSchema: GenMessage<StopMatch, {jsonType: StopMatchJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 3);
+  messageDesc(file_vorta_v1_common, 7);
 
 /**
  * Token counts.
@@ -366,7 +590,7 @@ export type UsageJson = {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage, {jsonType: UsageJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 4);
+  messageDesc(file_vorta_v1_common, 8);
 
 /**
  * Where a request's time went, in seconds.
@@ -471,7 +695,7 @@ export type TimingsJson = {
  * Use `create(TimingsSchema)` to create a new message.
  */
 export const TimingsSchema: GenMessage<Timings, {jsonType: TimingsJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 5);
+  messageDesc(file_vorta_v1_common, 9);
 
 /**
  * A token and its log probability.
@@ -534,7 +758,7 @@ export type TokenAlternativeJson = {
  * Use `create(TokenAlternativeSchema)` to create a new message.
  */
 export const TokenAlternativeSchema: GenMessage<TokenAlternative, {jsonType: TokenAlternativeJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 6);
+  messageDesc(file_vorta_v1_common, 10);
 
 /**
  * The log probability of a token in its place.
@@ -611,7 +835,7 @@ export type TokenLogprobJson = {
  * Use `create(TokenLogprobSchema)` to create a new message.
  */
 export const TokenLogprobSchema: GenMessage<TokenLogprob, {jsonType: TokenLogprobJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 7);
+  messageDesc(file_vorta_v1_common, 11);
 
 /**
  * One of the n sequences of a request.
@@ -716,7 +940,7 @@ export type SequenceOutputJson = {
  * Use `create(SequenceOutputSchema)` to create a new message.
  */
 export const SequenceOutputSchema: GenMessage<SequenceOutput, {jsonType: SequenceOutputJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 8);
+  messageDesc(file_vorta_v1_common, 12);
 
 /**
  * A request was accepted by a worker.
@@ -779,7 +1003,7 @@ export type StreamStartedJson = {
  * Use `create(StreamStartedSchema)` to create a new message.
  */
 export const StreamStartedSchema: GenMessage<StreamStarted, {jsonType: StreamStartedJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 9);
+  messageDesc(file_vorta_v1_common, 13);
 
 /**
  * New tokens of one sequence.
@@ -870,7 +1094,7 @@ export type StreamDeltaJson = {
  * Use `create(StreamDeltaSchema)` to create a new message.
  */
 export const StreamDeltaSchema: GenMessage<StreamDelta, {jsonType: StreamDeltaJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 10);
+  messageDesc(file_vorta_v1_common, 14);
 
 /**
  * The end of a request.
@@ -1003,7 +1227,7 @@ export type StreamFinishedJson = {
  * Use `create(StreamFinishedSchema)` to create a new message.
  */
 export const StreamFinishedSchema: GenMessage<StreamFinished, {jsonType: StreamFinishedJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 11);
+  messageDesc(file_vorta_v1_common, 15);
 
 /**
  * A failure after the stream had begun, when a status can no longer tell it all.
@@ -1066,7 +1290,7 @@ export type RequestErrorJson = {
  * Use `create(RequestErrorSchema)` to create a new message.
  */
 export const RequestErrorSchema: GenMessage<RequestError, {jsonType: RequestErrorJson}> = /*@__PURE__*/
-  messageDesc(file_vorta_v1_common, 12);
+  messageDesc(file_vorta_v1_common, 16);
 
 /**
  * Why a sequence ended.
@@ -1136,4 +1360,52 @@ export type FinishReasonJson = "FINISH_REASON_UNSPECIFIED" | "FINISH_REASON_STOP
  */
 export const FinishReasonSchema: GenEnum<FinishReason, FinishReasonJson> = /*@__PURE__*/
   enumDesc(file_vorta_v1_common, 0);
+
+/**
+ * Whether the answer calls tools.
+ *
+ * @generated from enum vorta.v1.ToolChoiceMode
+ */
+export enum ToolChoiceMode {
+  /**
+   * AUTO.
+   *
+   * @generated from enum value: TOOL_CHOICE_MODE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The model decides.
+   *
+   * @generated from enum value: TOOL_CHOICE_MODE_AUTO = 1;
+   */
+  AUTO = 1,
+
+  /**
+   * The model is told of no tools.
+   *
+   * @generated from enum value: TOOL_CHOICE_MODE_NONE = 2;
+   */
+  NONE = 2,
+
+  /**
+   * The answer is one call or more, each with arguments of its tool's schema, and nothing else.
+   *
+   * @generated from enum value: TOOL_CHOICE_MODE_REQUIRED = 3;
+   */
+  REQUIRED = 3,
+}
+
+/**
+ * Whether the answer calls tools.
+ *
+ * @generated from enum vorta.v1.ToolChoiceMode
+ */
+export type ToolChoiceModeJson = "TOOL_CHOICE_MODE_UNSPECIFIED" | "TOOL_CHOICE_MODE_AUTO" | "TOOL_CHOICE_MODE_NONE" | "TOOL_CHOICE_MODE_REQUIRED";
+
+/**
+ * Describes the enum vorta.v1.ToolChoiceMode.
+ */
+export const ToolChoiceModeSchema: GenEnum<ToolChoiceMode, ToolChoiceModeJson> = /*@__PURE__*/
+  enumDesc(file_vorta_v1_common, 1);
 
