@@ -32,12 +32,17 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("checkpoint", help="a checkpoint folder, or the id of a pulled or installed model")
     parser.add_argument("out", type=Path, help="the artifact folder to write")
-    parser.add_argument("--target", default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        help="cpu, or tensorrt: a graph of ONNX's own operators alone, for TensorRT and ONNX Runtime's providers on "
+        "GPUs; default: %(default)s",
+    )
     parser.add_argument(
         "--precision",
         default="int8",
-        metavar="fp32|int8|int4",
-        help="of the weights; int4 is for language models alone; default: %(default)s",
+        metavar="fp32|fp16|bf16|int8|int4",
+        help="of the weights; on the cpu fp32, int8 and, of language models, int4; default: %(default)s",
     )
     parser.add_argument(
         "--kernels",

@@ -18,15 +18,15 @@ from vorta_server.compiler.decoder_model import DecoderModel, default_block
 from vorta_server.compiler.encoder_model import EncoderModel
 from vorta_server.compiler.family import is_encoder
 from vorta_server.compiler.graph import WeightFile
-from vorta_server.compiler.plan import PRECISIONS, Kernels
+from vorta_server.compiler.plan import Kernels, precisions_of
 
 __all__ = ["COMPILER_VERSION", "TARGETS", "Progress", "check_request", "compile_checkpoint", "default_block"]
 
 # Raised whenever the same checkpoint would compile to another artifact, so that caches compile anew.
-COMPILER_VERSION = "5"
+COMPILER_VERSION = "6"
 
-TARGETS = ("cpu",)
-_PLANNED_TARGETS = ("cuda", "tensorrt")
+TARGETS = ("cpu", "tensorrt")
+_PLANNED_TARGETS = ("cuda",)
 _WEIGHT_FILE = "weights.bin"
 _BLOCKS = (16, 32, 64, 128, 256)
 
@@ -46,9 +46,10 @@ def check_request(target: str, precision: str) -> None:
         )
     if target not in TARGETS:
         raise CheckpointError(f"target {target!r} is unknown; available: {', '.join(TARGETS)}", field="target")
-    if precision not in PRECISIONS:
+    available = precisions_of(target, is_encoder=False)
+    if precision not in available:
         raise CheckpointError(
-            f"precision {precision!r} is not available on the cpu; available: {', '.join(PRECISIONS)}",
+            f"precision {precision!r} is not available for target {target}; available: {', '.join(available)}",
             field="precision",
         )
 
@@ -72,8 +73,11 @@ def compile_checkpoint(
     that sentence-transformers wrote beside it.
 
     Args:
-        precision: "fp32", "int8" or (not of an encoder) "int4"; see quantise.py and linear.py for what they mean.
-        kernels: "vorta" for graphs that run faster and need `vorta_kernels.cpu`; a decoder's fp32 is always portable.
+        target: "cpu", or "tensorrt" for a graph of ONNX's own operators alone, which engines on GPUs take.
+        precision: "fp32", "int8" or (not of an encoder) "int4"; see quantise.py and linear.py for what they mean. For
+            "tensorrt" those and "fp16" and "bf16", of every model; see opset_product.py.
+        kernels: "vorta" for graphs that run faster and need `vorta_kernels.cpu`; a decoder's fp32, and what is not for
+            the cpu, is always portable.
         block: weights of int8 and int4 that share a scale: 16, 32, 64, 128 or 256; default see `default_block`.
         max_model_len: positions of the artifact, prompt and output; default what the checkpoint names.
         progress: called with what is being done and the fraction done, 0 to 1.
@@ -95,7 +99,15 @@ def compile_checkpoint(
         config = ConfigReader(checkpoint.config, source / "config.json")
         has_modules = (source / MODULES_FILE).is_file()
         kind = EncoderModel if is_encoder(config, has_modules=has_modules) else DecoderModel
-        model = kind(checkpoint, config, precision=precision, kernels=kernels, block=block, max_model_len=max_model_len)
+        model = kind(
+            checkpoint,
+            config,
+            target=target,
+            precision=precision,
+            kernels=kernels if target == "cpu" else "portable",
+            block=block,
+            max_model_len=max_model_len,
+        )
         tokenizer = checkpoint.tokenizer_contents()
         with ArtifactWriter(out, overwrite=overwrite, opener=opener) as writer:
             with writer.create(_WEIGHT_FILE) as stream:
@@ -105,7 +117,7 @@ def compile_checkpoint(
             for name, data in tokenizer.items():
                 writer.write(name, data)
             report("writing the manifest", 1.0)
-            manifest = model.manifest(target, writer.files, checkpoint.fingerprint(), _versions())
+            manifest = model.manifest(writer.files, checkpoint.fingerprint(), _versions())
             writer.commit(manifest)
     return manifest
 

@@ -1,12 +1,16 @@
 """The decoder's graph: one graph for prefill and decode, built from a DecoderSpec.
 
-Inputs   input_ids int64 [B, S]; seqlens_k int32 [B], each row's valid length after this step, minus 1;
-         total_sequence_length int32 [], the largest of those lengths;
+Inputs   input_ids int64 [B, S];
          output_rows int64 [R], indices into the flattened [B * S] positions whose logits are wanted;
-         past_key_i, past_value_i float32 [B, KH, T, D].
+         past_key_i, past_value_i [B, KH, T, D], of the lowering's element type;
+         on the cpu: seqlens_k int32 [B], each row's valid length after this step, minus 1, and
+         total_sequence_length int32 [], the largest of those lengths;
+         in standard operators: past_lengths int64 [B], the tokens that each row's cache holds before this step.
 Outputs  logits float32 [R, V];
-         present_key_i, present_value_i float32 [B, KH, T, D] (may share past's buffers).
-B > 1 only with S == 1, or with an empty past; a chunk on a non-empty past runs with B == 1.
+         present_key_i, present_value_i [B, KH, T, D] (may share past's buffers).
+On the cpu B > 1 only with S == 1, or with an empty past; a chunk on a non-empty past runs with B == 1. In standard
+operators any: a row's tokens are written behind its past, all S of them, of which those that only fill the row up are
+overwritten by the next step; past + S must not exceed T.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from vorta_server.compiler.graph import GraphBuilder
 from vorta_server.compiler.head import HeadLayout, head_layout
@@ -63,8 +67,7 @@ class DecoderGraph:
         """Adds every node from input_ids to logits."""
         graph, spec = self._graph, self._spec
         ids = graph.input("input_ids", TensorProto.INT64, ["batch", "step"])
-        graph.input("seqlens_k", TensorProto.INT32, ["batch"])
-        graph.input("total_sequence_length", TensorProto.INT32, [])
+        self._lowering.inputs(graph, max_positions=self._max_model_len)
         graph.input("output_rows", TensorProto.INT64, ["rows"])
         graph.output("logits", TensorProto.FLOAT, ["rows", spec.vocab_size])
         self._rope_tables()
@@ -86,16 +89,19 @@ class DecoderGraph:
         normed, _ = self._add_norm("norm", residual, delta)
         self._progress(spec.num_layers)
         head = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
-        self._lowering.linear(graph, normed, Linear(name="logits", weight=self._weights.matrix(head)))
+        self._lowering.logits(graph, normed, Linear(name="logits", weight=self._weights.matrix(head)))
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        return self._graph.constant(name, value.astype(self._lowering.element))
 
     def _rope_tables(self) -> None:
         cos, sin = rope_tables(self._spec.rope, self._max_model_len)
-        self._graph.constant("cos_cache", self._layout.place_table(cos, 1.0))
-        self._graph.constant("sin_cache", self._layout.place_table(sin, 0.0))
+        self._constant("cos_cache", self._layout.place_table(cos, 1.0))
+        self._constant("sin_cache", self._layout.place_table(sin, 0.0))
 
     def _add_norm(self, name: str, residual: str, delta: str | None) -> tuple[str, str]:
         """RMS norm of residual + delta; returns it and the sum."""
-        weight = self._graph.constant(f"{name}.weight", self._weights.vector(f"model.{name}.weight"))
+        weight = self._constant(f"{name}.weight", self._weights.vector(f"model.{name}.weight"))
         return self._lowering.norm(self._graph, name, residual, delta, weight, self._spec.rms_norm_eps)
 
     def _attention(self, layer: int, x: str) -> str:
@@ -111,9 +117,10 @@ class DecoderGraph:
             query, key, value = self._lowering.packed(graph, x, f"{prefix}.qkv_proj", parts), "", ""
         shape: list[int | str] = ["batch", spec.num_kv_heads, "capacity", self._layout.dim]
         cache = (f"key_{layer}", f"value_{layer}")
+        cache_type = helper.np_dtype_to_tensor_dtype(self._lowering.element)
         for name in cache:
-            graph.input(f"past_{name}", TensorProto.FLOAT, shape)
-            graph.output(f"present_{name}", TensorProto.FLOAT, shape)
+            graph.input(f"past_{name}", cache_type, shape)
+            graph.output(f"present_{name}", cache_type, shape)
         return self._lowering.attention(
             graph,
             f"{prefix}.attention",
@@ -153,14 +160,8 @@ class DecoderGraph:
         split = graph.constant(f"heads_shape_{num_heads}", np.array([0, 0, num_heads, layout.dim], np.int64))
         merged = graph.constant("merged_shape", np.array([0, 0, -1], np.int64))
         heads = graph.node("Reshape", [x, split], [f"{name}.heads"])
-        normed = graph.node(
-            "SimplifiedLayerNormalization",
-            [heads, graph.constant(f"{name}.weight", scale)],
-            [f"{name}.normed"],
-            axis=-1,
-            epsilon=epsilon,
-            stash_type=1,
-        )
+        weight = self._constant(f"{name}.weight", scale)
+        normed = self._lowering.head_norm(graph, f"{name}.normed", heads, weight, epsilon)
         return graph.node("Reshape", [normed, merged], [name])
 
     def _feed_forward(self, layer: int, x: str) -> str:

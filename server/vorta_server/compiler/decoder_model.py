@@ -33,12 +33,14 @@ class DecoderModel:
         checkpoint: Checkpoint,
         config: ConfigReader,
         *,
+        target: str,
         precision: str,
         kernels: Kernels,
         block: int | None,
         max_model_len: int | None,
     ) -> None:
         self._spec = spec = read_spec(config)
+        self._target = target
         self._precision = precision
         # fp32 artifacts are what others are compared with, on ONNX Runtime's operators alone.
         self._kernels: Kernels = "portable" if precision == "fp32" else kernels
@@ -46,14 +48,14 @@ class DecoderModel:
         self._length = _model_len(spec, max_model_len)
         self._tokens = _read_tokens(checkpoint, config, spec)
         self._num_parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
-        self._plans = plan_graphs(precision, self._kernels, block or default_block(self._num_parameters))
+        self._plans = plan_graphs(target, precision, self._kernels, block or default_block(self._num_parameters))
 
     def write_graphs(self, writer: ArtifactWriter, weight_file: WeightFile, report: Callable[[float], None]) -> None:
         """Writes the graphs, and their weights to the weight file; reports the fraction done, 0 to 1."""
         spec = self._spec
         steps = len(self._plans) * (spec.num_layers + 1)
         for index, plan in enumerate(self._plans):
-            graph = GraphBuilder(weight_file)
+            graph = GraphBuilder(weight_file, is_standard=self._target == "tensorrt")
             first = index * (spec.num_layers + 1)
 
             def layer_begins(layer: int, first: int = first) -> None:
@@ -62,15 +64,13 @@ class DecoderModel:
             DecoderGraph(graph, spec, self._weights, plan.lowering, self._length, layer_begins).build()
             writer.write(plan.file, graph.model(spec.model_type).SerializeToString())
 
-    def manifest(
-        self, target: str, files: dict[str, FileEntry], fingerprint: str, versions: Mapping[str, str]
-    ) -> Manifest:
+    def manifest(self, files: dict[str, FileEntry], fingerprint: str, versions: Mapping[str, str]) -> Manifest:
         """What the artifact's manifest says."""
         spec = self._spec
         return Manifest(
             architecture=spec.architecture,
             model_type=spec.model_type,
-            target=target,
+            target=self._target,
             precision=self._precision,
             kernels=self._kernels,
             num_parameters=self._num_parameters,
@@ -84,7 +84,7 @@ class DecoderModel:
             bos_token_id=self._tokens.bos,
             eos_token_ids=self._tokens.eos,
             pad_token_id=self._tokens.pad,
-            kv_dtype="float32",
+            kv_dtype=self._plans[0].lowering.element.name,
             graphs=tuple(GraphEntry(file=plan.file, min_rows=plan.min_rows) for plan in self._plans),
             files=files,
             source=SourceEntry(fingerprint=fingerprint),

@@ -12,7 +12,7 @@ from vorta_server.compiler.encoder import EncoderGraph
 from vorta_server.compiler.encoder_weight import EncoderWeights
 from vorta_server.compiler.family import read_encoder
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
-from vorta_server.compiler.plan import ENCODER_PRECISIONS, Kernels, plan_encoder
+from vorta_server.compiler.plan import Kernels, plan_encoder, precisions_of
 from vorta_server.compiler.sentence import SentenceSpec, read_max_tokens, read_sentence
 
 __all__ = ["EncoderModel"]
@@ -35,18 +35,21 @@ class EncoderModel:
         checkpoint: Checkpoint,
         config: ConfigReader,
         *,
+        target: str,
         precision: str,
         kernels: Kernels,
         block: int | None,
         max_model_len: int | None,
     ) -> None:
         self._spec = spec = read_encoder(config)
-        if precision not in ENCODER_PRECISIONS:
+        available = precisions_of(target, is_encoder=True)
+        if precision not in available:
             raise CheckpointError(
                 f"precision {precision} is not available for {spec.architecture}, which is a text encoder; "
-                f"available: {', '.join(ENCODER_PRECISIONS)}",
+                f"available: {', '.join(available)}",
                 field="precision",
             )
+        self._target = target
         self._precision = precision
         self._kernels = kernels
         self._block = block or _DEFAULT_BLOCK
@@ -57,22 +60,20 @@ class EncoderModel:
 
     def write_graphs(self, writer: ArtifactWriter, weight_file: WeightFile, report: Callable[[float], None]) -> None:
         """Writes the graph, and its weights to the weight file; reports the fraction done, 0 to 1."""
-        spec, graph = self._spec, GraphBuilder(weight_file)
+        spec, graph = self._spec, GraphBuilder(weight_file, is_standard=self._target == "tensorrt")
         steps = spec.num_layers + 1
         EncoderGraph(
             graph,
             spec,
             self._weights,
-            plan_encoder(self._precision, self._kernels, self._block),
+            plan_encoder(self._target, self._precision, self._kernels, self._block),
             max_tokens=self._length,
             dense=self._sentence.dense if self._sentence is not None else (),
             progress=lambda layer: report(layer / steps),
         ).build()
         writer.write(_GRAPH_FILE, graph.model(spec.model_type).SerializeToString())
 
-    def manifest(
-        self, target: str, files: dict[str, FileEntry], fingerprint: str, versions: Mapping[str, str]
-    ) -> Manifest:
+    def manifest(self, files: dict[str, FileEntry], fingerprint: str, versions: Mapping[str, str]) -> Manifest:
         """What the artifact's manifest says."""
         spec, sentence, head = self._spec, self._sentence, self._spec.head
         hidden_size = spec.hidden_size
@@ -82,7 +83,7 @@ class EncoderModel:
             kind="embedding" if head is None else "rerank",
             architecture=spec.architecture,
             model_type=spec.model_type,
-            target=target,
+            target=self._target,
             precision=self._precision,
             kernels=self._kernels,
             num_parameters=self._weights.num_parameters,

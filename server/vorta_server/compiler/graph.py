@@ -20,6 +20,9 @@ MICROSOFT = "com.microsoft"
 VORTA = "vorta"  # the operators of vorta_kernels.cpu
 OPSET = 21
 IR_VERSION = 10
+# What a graph of ONNX's own operators alone is written in: the first opset with TensorScatter.
+STANDARD_OPSET = 24
+STANDARD_IR_VERSION = 11
 
 # Pages of a mapped file begin at multiples of this; a big tensor that begins on one shares no page with
 # others.
@@ -78,7 +81,8 @@ class WeightFile:
         for chunk in chunks:
             if chunk.dtype != element:
                 raise ValueError(f"weight {key}: chunk of {chunk.dtype}, expected {element}")
-            self._write(np.ascontiguousarray(chunk).data.cast("B"))
+            # By way of bytes: bfloat16 is no type of Python's buffers.
+            self._write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
         if self.num_bytes - start != expected:
             raise ValueError(f"weight {key}: {self.num_bytes - start} bytes, expected {expected}")
         entry = WeightEntry(
@@ -104,10 +108,16 @@ class WeightFile:
 
 
 class GraphBuilder:
-    """Collects nodes, inputs, outputs and constants of one graph. The caller names values, each once."""
+    """Collects nodes, inputs, outputs and constants of one graph. The caller names values, each once.
 
-    def __init__(self, weights: WeightFile) -> None:
+    Args:
+        weights: the file that large constants go to.
+        is_standard: nothing but ONNX's own operators, in STANDARD_OPSET; a node of another domain raises ValueError.
+    """
+
+    def __init__(self, weights: WeightFile, *, is_standard: bool = False) -> None:
         self.weights = weights
+        self._is_standard = is_standard
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -126,6 +136,8 @@ class GraphBuilder:
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> str:
         """Appends a node; returns its first output that has a name. An empty name leaves out an optional one."""
+        if domain and self._is_standard:
+            raise ValueError(f"{op} is an operator of {domain}, in a graph of standard operators")
         node_name = next(name for name in outputs if name)
         self._nodes.append(
             helper.make_node(
@@ -171,22 +183,37 @@ class GraphBuilder:
             entry = self.weights.entry(key)
             if np.prod(entry.shape, dtype=np.int64) != np.prod(shape, dtype=np.int64):
                 raise ValueError(f"weight {key} has the shape {entry.shape}, which {tuple(shape)} does not fit")
-            tensor = TensorProto(name=name, data_type=entry.data_type, dims=list(shape))
-            tensor.data_location = TensorProto.EXTERNAL
-            for field, value in (
-                ("location", self.weights.name),
-                ("offset", entry.offset_bytes),
-                ("length", entry.num_bytes),
-            ):
-                tensor.external_data.add(key=field, value=str(value))
-            self._initializers[name] = tensor
+            self._add_external(name, entry, entry.data_type, shape)
         return name
+
+    def nibbles(self, key: str, shape: Sequence[int]) -> str:
+        """A stored tensor of bytes as int4 of this shape: two to a byte, the first one low. Idempotent."""
+        if key not in self._initializers:
+            entry = self.weights.entry(key)
+            if entry.num_bytes != (np.prod(shape, dtype=np.int64) + 1) // 2:
+                raise ValueError(f"weight {key} has {entry.num_bytes} bytes, which {tuple(shape)} nibbles do not fill")
+            self._add_external(key, entry, TensorProto.INT4, shape)
+        return key
+
+    def _add_external(self, name: str, entry: WeightEntry, data_type: int, shape: Sequence[int]) -> None:
+        tensor = TensorProto(name=name, data_type=data_type, dims=list(shape))
+        tensor.data_location = TensorProto.EXTERNAL
+        for field, value in (
+            ("location", self.weights.name),
+            ("offset", entry.offset_bytes),
+            ("length", entry.num_bytes),
+        ):
+            tensor.external_data.add(key=field, value=str(value))
+        self._initializers[name] = tensor
 
     def model(self, name: str) -> onnx.ModelProto:
         """The finished graph."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._initializers.values()))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(VORTA, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vorta")
+        opsets, ir_version = [helper.make_opsetid("", STANDARD_OPSET)], STANDARD_IR_VERSION
+        if not self._is_standard:
+            opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(VORTA, 1)]
+            ir_version = IR_VERSION
+        return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="vorta")
 
 
 def _without_last_empty(names: Sequence[str]) -> list[str]:

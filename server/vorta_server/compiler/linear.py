@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from vorta_server.compiler.checkpoint import Float32Array
 from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
@@ -47,27 +48,49 @@ class Linear:
     bias: Float32Array | None = None
 
 
-class LinearLowering(Protocol):
-    """How the linear layers of one graph compute."""
+class ProductLowering(Protocol):
+    """How linear layers and tables of rows compute."""
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
         """Adds the layer on the value x [..., K]; returns the output's name [..., N]."""
-        ...
-
-    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
-        """Several layers on one input, their outputs side by side in one value [..., sum of N] (q, k, v)."""
         ...
 
     def shared(self, graph: GraphBuilder, x: str, parts: Sequence[Linear]) -> list[str]:
         """Several layers on one input, one output each (q, k, v that are normed); shared work may be done once."""
         ...
 
-    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
-        """silu(gate(x)) * up(x), read by linear layers of this lowering alone; returns its name."""
+    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
+        """Rows of the table [V, K] at ids [B, S]: [B, S, K], the first residual."""
         ...
 
-    def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
-        """Rows of the table [V, K] at ids [B, S]: [B, S, K] float32."""
+
+class LinearLowering(ProductLowering, Protocol):
+    """How one decoder's graph computes."""
+
+    @property
+    def element(self) -> np.dtype[Any]:
+        """The type of the cache's elements, of rope tables and of norms' weights."""
+        ...
+
+    def inputs(self, graph: GraphBuilder, *, max_positions: int) -> None:
+        """Declares what attention takes beside the caches: where each row's tokens are. Rope tables have max_positions
+        rows."""
+        ...
+
+    def head_norm(self, graph: GraphBuilder, name: str, x: str, weight: str, epsilon: float) -> str:
+        """RMS norm over the last axis of x [B, S, heads, D] times weight."""
+        ...
+
+    def logits(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        """The last layer, on x [R, K]: float32 [R, N]."""
+        ...
+
+    def packed(self, graph: GraphBuilder, x: str, name: str, parts: Sequence[Linear]) -> str:
+        """Several layers on one input, their outputs side by side in one value [..., sum of N] (q, k, v)."""
+        ...
+
+    def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
+        """silu(gate(x)) * up(x), read by linear layers of this lowering alone; returns its name."""
         ...
 
     def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
@@ -81,7 +104,7 @@ class LinearLowering(Protocol):
         ...
 
     def attention(self, graph: GraphBuilder, name: str, layer: AttentionLayer) -> str:
-        """Rotates, appends to the cache and attends: [B, S, num_heads * head_dim] float32."""
+        """Rotates, appends to the cache and attends: [B, S, num_heads * head_dim]."""
         ...
 
 
@@ -134,8 +157,30 @@ def take_linear(layer: Linear, name: str, start: int, stop: int) -> Linear:
     return Linear(name=name, weight=part, bias=None if layer.bias is None else layer.bias[start:stop])
 
 
+def slot_inputs(graph: GraphBuilder) -> None:
+    """The inputs of attention over KV slots, ONNX Runtime's and Vorta's."""
+    graph.input("seqlens_k", TensorProto.INT32, ["batch"])
+    graph.input("total_sequence_length", TensorProto.INT32, [])
+
+
+def rms_norm(graph: GraphBuilder, name: str, x: str, weight: str, epsilon: float) -> str:
+    """An RMS norm over the last axis of x, times weight, through ONNX Runtime's operator."""
+    return graph.node("SimplifiedLayerNormalization", [x, weight], [name], axis=-1, epsilon=epsilon, stash_type=1)
+
+
 class StandardLowering:
     """What lowerings have in common that use the operators of ONNX Runtime."""
+
+    element: np.dtype[Any] = np.dtype(np.float32)
+
+    def inputs(self, graph: GraphBuilder, *, max_positions: int) -> None:
+        slot_inputs(graph)
+
+    def head_norm(self, graph: GraphBuilder, name: str, x: str, weight: str, epsilon: float) -> str:
+        return rms_norm(graph, name, x, weight, epsilon)
+
+    def logits(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        return self.linear(graph, x, layer)
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
         """Each lowering's own."""
@@ -157,10 +202,7 @@ class StandardLowering:
         self, graph: GraphBuilder, name: str, residual: str, delta: str | None, weight: str, epsilon: float
     ) -> tuple[str, str]:
         if delta is None:
-            graph.node(
-                "SimplifiedLayerNormalization", [residual, weight], [name], axis=-1, epsilon=epsilon, stash_type=1
-            )
-            return name, residual
+            return rms_norm(graph, name, residual, weight, epsilon), residual
         total = f"{name}.residual"
         graph.node(
             "SkipSimplifiedLayerNormalization",

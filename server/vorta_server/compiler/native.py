@@ -10,13 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vorta_server.compiler.checkpoint import Float32Array
 from vorta_server.compiler.graph import VORTA, GraphBuilder
-from vorta_server.compiler.linear import AttentionLayer, BlockLowering, Linear, row_chunks, stack_linears
+from vorta_server.compiler.linear import (
+    AttentionLayer,
+    BlockLowering,
+    Linear,
+    rms_norm,
+    row_chunks,
+    slot_inputs,
+    stack_linears,
+)
 from vorta_server.compiler.quantise import Uint8Array, num_blocks, quantise_int4, quantise_int8
 from vorta_server.compiler.weight import Matrix
 
@@ -32,10 +41,21 @@ class NativeLowering:
     The embedding is kept at 8 bits in both, as in `BlockLowering`.
     """
 
+    element: np.dtype[Any] = np.dtype(np.float32)
+
     def __init__(self, precision: str, block: int) -> None:
         self._bits = {"int4": 4, "int8": 8}[precision]
         self._block = block
         self._quantised: dict[str, tuple[str, str]] = {}
+
+    def inputs(self, graph: GraphBuilder, *, max_positions: int) -> None:
+        slot_inputs(graph)
+
+    def head_norm(self, graph: GraphBuilder, name: str, x: str, weight: str, epsilon: float) -> str:
+        return rms_norm(graph, name, x, weight, epsilon)
+
+    def logits(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
+        return self.linear(graph, x, layer)
 
     def linear(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
         sizes = {"N": layer.weight.num_rows, "bits": self._bits, "block": self._block}

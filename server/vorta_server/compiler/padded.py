@@ -10,11 +10,17 @@ import numpy as np
 from onnx import TensorProto
 
 from vorta_server.compiler.checkpoint import Float32Array
-from vorta_server.compiler.encoder_lowering import EmbeddingLayer, NormLayer, NormRole, SelfAttention, activate
+from vorta_server.compiler.encoder_lowering import (
+    EmbeddingLayer,
+    NormLayer,
+    NormRole,
+    RelativeTable,
+    SelfAttention,
+    activate,
+)
 from vorta_server.compiler.encoder_spec import Activation
 from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
-from vorta_server.compiler.linear import Linear, LinearLowering, take_linear
-from vorta_server.compiler.packed import norm_constants
+from vorta_server.compiler.linear import Linear, ProductLowering, rms_norm, take_linear
 
 __all__ = ["PaddedLowering"]
 
@@ -29,7 +35,7 @@ class PaddedLowering:
         linears: How linear layers and the table of words compute.
     """
 
-    def __init__(self, linears: LinearLowering) -> None:
+    def __init__(self, linears: ProductLowering) -> None:
         self._linears = linears
         self._masks: dict[tuple[int | None, bool], str] = {}
         self._real = ""
@@ -44,13 +50,13 @@ class PaddedLowering:
         if layer.positions is not None:
             first = graph.constant("first_position", np.array(layer.first_position, np.int64))
             rows = graph.node("Add", ["steps", first], ["position_rows"])
-            table = graph.constant("positions", layer.positions)
+            table = self._constant(graph, "positions", layer.positions)
             x = graph.node("Add", [x, graph.node("Gather", [table, rows], ["position_embedding"])], ["with_positions"])
         if layer.types is not None:
             rows = "zero"
             if len(layer.types) > 1:
                 rows = graph.input("token_types", TensorProto.INT64, ["texts", "step"])
-            table = graph.constant("types", layer.types)
+            table = self._constant(graph, "types", layer.types)
             x = graph.node("Add", [x, graph.node("Gather", [table, rows], ["type_embedding"])], ["with_types"])
         return x
 
@@ -58,11 +64,13 @@ class PaddedLowering:
         total = layer.residual
         if layer.delta:
             total = graph.node("Add", [layer.residual, layer.delta], [f"{layer.name}.total"])
-        inputs = [total, *norm_constants(graph, layer)]
+        affine = [self._constant(graph, f"{layer.name}.weight", layer.weight)]
+        if layer.bias is not None:
+            affine.append(self._constant(graph, f"{layer.name}.bias", layer.bias))
         if layer.is_rms:
-            rms_norm(graph, layer.name, inputs[:2], layer.epsilon)
+            self._rms_norm(graph, layer.name, total, affine[0], layer.epsilon)
         else:
-            graph.node("LayerNormalization", inputs, [layer.name], axis=-1, epsilon=layer.epsilon)
+            graph.node("LayerNormalization", [total, *affine], [layer.name], axis=-1, epsilon=layer.epsilon)
         return layer.name, total
 
     def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
@@ -89,15 +97,7 @@ class PaddedLowering:
         query = self._heads(graph, query, heads, layer, norms[0], is_rotated=True)
         key = self._heads(graph, key, kv_heads, layer, norms[1], is_rotated=True)
         value = self._heads(graph, value, kv_heads, layer, None, is_rotated=False)
-        if kv_heads != heads:
-            key, value = (self._repeat(graph, part, layer) for part in (key, value))
-        scale = graph.constant(f"scale_{dim}", np.array(1 / math.sqrt(dim), np.float32))
-        turned = graph.node("Transpose", [key], [f"{key}.turned"], perm=[0, 1, 3, 2])
-        scores = graph.node("MatMul", [query, turned], [f"{layer.name}.products"])
-        scores = graph.node("Mul", [scores, scale], [f"{layer.name}.scaled"])
-        scores = graph.node("Add", [scores, self._mask(graph, layer)], [f"{layer.name}.scores"])
-        weights = graph.node("Softmax", [scores], [f"{layer.name}.weights"], axis=-1)
-        mixed = graph.node("MatMul", [weights, value], [f"{layer.name}.mixed"])
+        mixed = self._attend(graph, (query, key, value), layer)
         rows = graph.node("Transpose", [mixed], [f"{layer.name}.rows"], perm=[0, 2, 1, 3])
         merged = graph.constant("merged_shape", np.array([0, 0, -1], np.int64))
         return graph.node("Reshape", [rows, merged], [layer.name])
@@ -133,15 +133,39 @@ class PaddedLowering:
         shape = graph.constant(f"heads_shape_{num_heads}", np.array([0, 0, num_heads, layer.head_dim], np.int64))
         heads = graph.node("Reshape", [x, shape], [f"{x}.heads"])
         if norm is not None:
-            weight = graph.constant(f"{x}.norm", norm)
-            heads = rms_norm(graph, f"{x}.normed", [heads, weight], layer.epsilon)
+            weight = self._constant(graph, f"{x}.norm", norm)
+            heads = self._rms_norm(graph, f"{x}.normed", heads, weight, layer.epsilon)
         heads = graph.node("Transpose", [heads], [f"{x}.by_head"], perm=[0, 2, 1, 3])
         if not is_rotated or layer.rope is None:
             return heads
         name, cosines, sines = layer.rope
-        tables = [graph.constant(f"{name}.cos", cosines), graph.constant(f"{name}.sin", sines)]
+        tables = [self._constant(graph, f"{name}.{part}", table) for part, table in (("cos", cosines), ("sin", sines))]
+        return self._rotate(graph, f"{x}.rotated", heads, tables)
+
+    def _constant(self, graph: GraphBuilder, name: str, value: Float32Array) -> str:
+        """A constant of the type that activations have."""
+        return graph.constant(name, value)
+
+    def _rms_norm(self, graph: GraphBuilder, name: str, x: str, weight: str, epsilon: float) -> str:
+        return rms_norm(graph, name, x, weight, epsilon)
+
+    def _rotate(self, graph: GraphBuilder, name: str, heads: str, tables: Sequence[str]) -> str:
+        """Heads [B, heads, S, D] turned by their positions; tables are cos and sin, each [positions, D / 2]."""
         first = graph.constant("first_turn", np.array([0], np.int64))
-        return graph.node("RotaryEmbedding", [heads, first, *tables], [f"{x}.rotated"], domain=MICROSOFT)
+        return graph.node("RotaryEmbedding", [heads, first, *tables], [name], domain=MICROSOFT)
+
+    def _attend(self, graph: GraphBuilder, qkv: tuple[str, str, str], layer: SelfAttention) -> str:
+        """Attention of queries [B, heads, S, D] to keys and values [B, kv heads, S, D]: [B, heads, S, D]."""
+        query, key, value = qkv
+        if layer.num_kv_heads != layer.num_heads:
+            key, value = (self._repeat(graph, part, layer) for part in (key, value))
+        scale = graph.constant(f"scale_{layer.head_dim}", np.array(1 / math.sqrt(layer.head_dim), np.float32))
+        turned = graph.node("Transpose", [key], [f"{key}.turned"], perm=[0, 1, 3, 2])
+        scores = graph.node("MatMul", [query, turned], [f"{layer.name}.products"])
+        scores = graph.node("Mul", [scores, scale], [f"{layer.name}.scaled"])
+        scores = graph.node("Add", [scores, self._mask(graph, layer)], [f"{layer.name}.scores"])
+        weights = graph.node("Softmax", [scores], [f"{layer.name}.weights"], axis=-1)
+        return graph.node("MatMul", [weights, value], [f"{layer.name}.mixed"])
 
     def _repeat(self, graph: GraphBuilder, x: str, layer: SelfAttention) -> str:
         """Every KV head once for each query head of its group."""
@@ -162,9 +186,20 @@ class PaddedLowering:
         if key in self._masks:
             return self._masks[key]
         name = f"mask_{'all' if layer.window is None else layer.window}"
+        distance = self._distance(graph, name)
+        seen = self._seen(graph, name, layer, distance)
+        numbers = [graph.constant("mask/seen", np.array(0, np.float32))]
+        numbers.append(graph.constant("mask/never", np.array(_NEVER, np.float32)))
+        mask = graph.node("Where", [seen, *numbers], [name])
+        if layer.relative is not None:
+            mask = graph.node("Add", [mask, self._relative(graph, name, layer.relative, distance)], [f"{name}.sum"])
+        self._masks[key] = mask
+        return mask
+
+    def _seen(self, graph: GraphBuilder, name: str, layer: SelfAttention, distance: str) -> str:
+        """Whether a query sees a key, [B, 1, S, S]; `distance` as of `_distance`."""
         inner_axes = graph.constant("inner_axes", np.array([1, 2], np.int64))
         seen = graph.node("Unsqueeze", [self._is_real(graph), inner_axes], [f"{name}.real"])
-        distance = self._distance(graph, name)
         if layer.is_causal:
             before = graph.node("LessOrEqual", [distance, "zero"], [f"{name}.before"])
             seen = graph.node("And", [seen, before], [f"{name}.causal"])
@@ -173,17 +208,14 @@ class PaddedLowering:
             limit = graph.constant(f"{name}.limit", np.array(layer.window, np.int64))
             near = graph.node("LessOrEqual", [far, limit], [f"{name}.near"])
             seen = graph.node("And", [seen, near], [f"{name}.seen"])
-        numbers = [graph.constant("mask/seen", np.array(0, np.float32))]
-        numbers.append(graph.constant("mask/never", np.array(_NEVER, np.float32)))
-        mask = graph.node("Where", [seen, *numbers], [name])
-        if layer.relative is not None:
-            middle = graph.constant("relative/middle", np.array(layer.relative.reach - 1, np.int64))
-            column = graph.node("Add", [distance, middle], [f"{name}.column"])
-            table = graph.constant("relative", layer.relative.values)
-            numbers_by_head = graph.node("Gather", [table, column], [f"{name}.relative"], axis=1)
-            mask = graph.node("Add", [mask, numbers_by_head], [f"{name}.with_relative"])
-        self._masks[key] = mask
-        return mask
+        return seen
+
+    def _relative(self, graph: GraphBuilder, name: str, relative: RelativeTable, distance: str) -> str:
+        """What each head adds to the scores, [heads, S, S]."""
+        middle = graph.constant("relative/middle", np.array(relative.reach - 1, np.int64))
+        column = graph.node("Add", [distance, middle], [f"{name}.column"])
+        table = self._constant(graph, "relative", relative.values)
+        return graph.node("Gather", [table, column], [f"{name}.relative"], axis=1)
 
     def _distance(self, graph: GraphBuilder, name: str) -> str:
         """Key less query, [S, S]."""
@@ -198,8 +230,3 @@ def _split(layer: Linear, sizes: Sequence[int]) -> list[Linear]:
     return [
         take_linear(layer, f"{layer.name}.{index}", start, stop) for index, (start, stop) in enumerate(pairwise(bounds))
     ]
-
-
-def rms_norm(graph: GraphBuilder, name: str, inputs: Sequence[str], epsilon: float) -> str:
-    """An RMS norm over the last axis of inputs[0], times inputs[1]."""
-    return graph.node("SimplifiedLayerNormalization", inputs, [name], axis=-1, epsilon=epsilon, stash_type=1)

@@ -44,6 +44,8 @@ def open_session(file: Path, threads: int, kernels: Path | None, *, has_siblings
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_ERRORS_ONLY
+    # Weights of standard graphs are quantised and their activations are not, here as on the engines they are made for.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if has_siblings:
         # Another session's threads must not spin on the cores that this step needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
