@@ -28,7 +28,7 @@ class DecodeRows:
         watched: Rows whose every token must be looked at by itself, for stop strings or log probabilities.
     """
 
-    __slots__ = ("_is_end", "_left", "_listens", "_own_ends", "sequences", "states", "watched")
+    __slots__ = ("_constrained", "_is_end", "_left", "_listens", "_own_ends", "sequences", "states", "watched")
 
     def __init__(self, sequences: Sequenced[Sequence], is_end: NDArray[np.bool_]) -> None:
         self.sequences = sequences
@@ -40,6 +40,7 @@ class DecodeRows:
         self._own_ends = [
             (row, frozenset(params.stop_token_ids)) for row, params in enumerate(sampling) if params.stop_token_ids
         ]
+        self._constrained = [(row, state) for row, state in enumerate(self.states) if state.mask is not None]
         self.watched = frozenset(
             row
             for row, (sequence, params) in enumerate(zip(sequences, sampling, strict=True))
@@ -52,8 +53,9 @@ class DecodeRows:
         ends = self._is_end[token_ids]
         ends &= self._listens
         ends |= self._left <= 0
-        if not (self._own_ends or self.watched):
+        if not (self._own_ends or self.watched or self._constrained):
             return np.flatnonzero(ends).tolist() if ends.any() else []
         rows = set(np.flatnonzero(ends).tolist()) | self.watched
+        rows |= {row for row, state in self._constrained if state.is_complete}
         rows |= {row for row, own in self._own_ends if int(token_ids[row]) in own}
         return sorted(rows)

@@ -313,7 +313,8 @@ class Engine:
                 stream=index,
                 prompt_token_ids=running.request.prompt_token_ids,
                 vocab_size=self._vocab_size,
-                eos_token_ids=() if sampling.ignore_eos else self._vocabulary.eos_token_ids,
+                eos_token_ids=self._vocabulary.eos_token_ids,
+                constraint=None if running.request.grammar is None else running.request.grammar.start(),
             ),
             detokenizer=Detokenizer(
                 self._vocabulary,
@@ -444,7 +445,7 @@ class Engine:
             if sequence.state is not SequenceState.DECODING or not self._is_open(request):
                 continue  # a sibling's failure ended the request in this step
             if bad_rows and index in bad_rows:
-                events += self._fail_nan(request)
+                events += self._fail_row(sequence)
                 continue
             if request.first_token_s is None:
                 request.first_token_s = now
@@ -503,9 +504,12 @@ class Engine:
             failure=failure,
         )
 
-    def _fail_nan(self, running: RunningRequest) -> list[Event]:
-        error = Internal("the model's output is not a number")
-        return self._cut_short(running, FinishReason.ERROR, Failure.of(error))
+    def _fail_row(self, sequence: Sequence) -> list[Event]:
+        """Ends the request of a row that has no possible token."""
+        mask = sequence.row.mask
+        error = mask.constraint.failure if mask is not None else None
+        failure = Failure.of(error or Internal("the model's output is not a number"))
+        return self._cut_short(sequence.request, FinishReason.ERROR, failure)
 
     def _fail_all(self, error: Exception) -> list[Event]:
         """Ends every request after a step failed, and starts over with empty slots."""

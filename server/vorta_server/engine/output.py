@@ -65,6 +65,8 @@ class OutputBuilder:
         sequence.num_told = sequence.num_tokens
         num_output = sequence.num_output
         reason, matched, text = self._read(sequence, token_id)
+        if reason is None and sequence.row.is_complete:
+            reason = FinishReason.STOP
         if reason is None and num_output >= sequence.max_output:
             reason = FinishReason.LENGTH
         if reason is not None and not isinstance(matched, str):

@@ -10,6 +10,7 @@ from enum import IntEnum
 import msgspec
 
 from vorta.errors import VortaError, error_class
+from vorta_server.engine.constraint import Grammar
 
 __all__ = [
     "Delta",
@@ -78,6 +79,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         deadline_s: `time.monotonic()` value after which the request is worthless; None for none. The clock is the
             system's, equal in all processes of a machine.
         arrival_s: `time.monotonic()` when the worker received it.
+        grammar: What the text must be; None for any text.
     """
 
     request_id: str
@@ -86,6 +88,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     priority: int = 0
     deadline_s: float | None = None
     arrival_s: float = 0.0
+    grammar: Grammar | None = None
 
 
 class TokenAlternative(msgspec.Struct, frozen=True, array_like=True):

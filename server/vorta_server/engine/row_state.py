@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vorta_server.engine.constraint import RowMask, TokenConstraint
 from vorta_server.engine.request import SamplingParams
 
 __all__ = ["GREEDY_TEMPERATURE", "RowState"]
@@ -30,6 +31,10 @@ class RowState:
         prompt_token_ids: The prompt; only looked at when the repetition penalty is on.
         vocab_size: Ids at or above it in the bias or the stop list are ignored.
         eos_token_ids: End-of-sequence ids, masked until min_tokens unless the request ignores them.
+        constraint: What limits the sequence's tokens, if anything does.
+
+    Attributes:
+        mask: Of the next token, where there is a constraint; it has the min_tokens mask in it.
     """
 
     __slots__ = (
@@ -46,6 +51,7 @@ class RowState:
         "is_adjusted",
         "is_greedy",
         "is_penalised",
+        "mask",
         "masked_ids",
         "min_tokens",
         "num_generated",
@@ -61,6 +67,7 @@ class RowState:
         vocab_size: int,
         eos_token_ids: Sequence[int],
         stream: int = 0,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.sampling = sampling
         self.num_generated = 0
@@ -74,12 +81,18 @@ class RowState:
         self.is_penalised = (
             sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
         )
-        self.is_adjusted = self.is_penalised or bool(bias)
+        self.is_adjusted = self.is_penalised or bool(bias) or constraint is not None
         self.min_tokens = sampling.min_tokens
         ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_token_ids))
         self.masked_ids: IntArray = np.array(sorted(i for i in ends if 0 <= i < vocab_size), np.int64)
         if not self.masked_ids.size:
             self.min_tokens = 0
+        self.mask: RowMask | None = None
+        if constraint is not None:
+            ignored = [i for i in eos_token_ids if 0 <= i < vocab_size] if sampling.ignore_eos else []
+            self.mask = RowMask(
+                constraint, vocab_size=vocab_size, late_ids=self.masked_ids, never_ids=np.array(ignored, np.int64)
+            )
         self._positions: dict[int, int] = {}
         self._num_counted = 0
         self._counts: dict[int, int] = {}
@@ -92,9 +105,21 @@ class RowState:
             self._counted_ids[: len(seen)] = np.fromiter(seen, np.int64, len(seen))
             self._penalty: FloatArray = np.zeros(len(seen) + 64, np.float32)
 
+    @property
+    def is_early(self) -> bool:
+        """Whether the next token comes before min_tokens."""
+        return self.num_generated < self.min_tokens
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a constraint allows nothing more."""
+        return self.mask is not None and self.mask.constraint.is_complete
+
     def accept(self, token_id: int) -> None:
         """Counts a generated token. `Sampler.sample` calls it; call it only for tokens chosen elsewhere."""
         self.num_generated += 1
+        if self.mask is not None:
+            self.mask.accept(token_id)
         if not self.is_penalised:
             return
         sampling = self.sampling

@@ -2,9 +2,11 @@
 
 Order of operations on a row's logits, as in vLLM:
 
-1. logit bias, then repetition, frequency and presence penalties;
+1. the mask of the row's constraint (what its grammar does not allow next becomes impossible), then logit bias, then
+   repetition, frequency and presence penalties;
 2. the min_tokens mask (end-of-sequence and stop tokens become impossible);
-3. log probabilities are read here: log-softmax of the adjusted logits, before temperature;
+3. log probabilities are read here: log-softmax of the adjusted logits, before temperature; under a constraint they are
+   among the allowed tokens, and there may be fewer alternatives than asked for;
 4. temperature (below `GREEDY_TEMPERATURE` the largest logit wins and the rest is skipped);
 5. top-k, then top-p on the distribution that top-k left, then min-p relative to the most likely token.
 
@@ -29,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vorta.errors import Internal
+from vorta_server.engine.constraint import MaskFiller, forbid, num_words, stack_masks
 from vorta_server.engine.request import SamplingParams
 from vorta_server.engine.row_state import RowState
 
@@ -118,14 +121,17 @@ class _Plan:
         self.rows = rows
         self.num_rows = len(rows)
         self.adjusted = [(i, row) for i, row in enumerate(rows) if row.is_adjusted]
-        self.masked = [(i, row) for i, row in enumerate(rows) if row.num_generated < row.min_tokens]
+        constrained = [i for i, row in enumerate(rows) if row.mask is not None]
+        self.constrained = np.array(constrained, np.int64)
+        self.constrained_rows = [rows[i] for i in constrained]
+        self.masked = [(i, row) for i, row in enumerate(rows) if row.is_early and row.mask is None]
         self.scored = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         sampled = [i for i, row in enumerate(rows) if not row.is_greedy]
         free = [i for i in sampled if not _is_restricted(rows[i].sampling, vocab_size)]
         restricted = [i for i in sampled if _is_restricted(rows[i].sampling, vocab_size)]
         self.free = np.array(free, np.int64)
         self.restricted = np.array(restricted, np.int64)
-        self.is_plain_greedy = not (self.adjusted or self.masked or self.scored or sampled)
+        self.is_plain_greedy = not (constrained or self.adjusted or self.masked or self.scored or sampled)
         self.inverse_temperature = np.array(
             [1.0 if row.is_greedy else 1.0 / row.sampling.temperature for row in rows], np.float64
         )
@@ -159,6 +165,7 @@ class Sampler:
         self._weights: FloatArray = np.zeros((self._chunk_rows, padded), np.float32)
         self._is_found: NDArray[np.bool_] = np.zeros(self._chunk_rows * vocab_size + 8, np.bool_)
         self._plan = _Plan((), vocab_size)
+        self._masks = MaskFiller()
 
     def sample(self, logits: FloatArray, rows: Sequence[RowState]) -> SampleResult:
         """Chooses a token for every row and lets its state accept it.
@@ -174,11 +181,13 @@ class Sampler:
         if logits.shape != (plan.num_rows, self._vocab_size) or logits.dtype != np.float32:
             expected = f"float32 ({plan.num_rows}, {self._vocab_size})"
             raise ValueError(f"logits are {logits.dtype} {logits.shape}, not {expected}")
+        if plan.constrained_rows:
+            self._constrain(logits, plan)
         for i, row in plan.adjusted:
             row.adjust(logits[i])
         if plan.masked:
             for i, row in plan.masked:
-                if row.num_generated < row.min_tokens:
+                if row.is_early:
                     logits[i, row.masked_ids] = -np.inf
         if self._kernel is not None and (logits.size > _CHUNK_ELEMENTS or not plan.is_plain_greedy):
             return self._sample_by_kernel(self._kernel, logits, plan)
@@ -206,8 +215,18 @@ class Sampler:
                     scores[i] = self._score(logits[i], maxima[i], int(token_ids[i]), top_n)
         if bad_rows:
             token_ids[list(bad_rows)] = -1
-        _accept(plan, token_ids)
+        self._accept(plan, token_ids)
         return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
+
+    def _constrain(self, logits: FloatArray, plan: _Plan) -> None:
+        """Makes impossible what the rows' constraints do not allow."""
+        masks = np.empty((len(plan.constrained_rows), num_words(self._vocab_size)), np.int32)
+        stack_masks(plan.constrained_rows, masks)
+        if len(masks) == len(logits):
+            forbid(logits, masks)
+            return
+        for i, mask in zip(plan.constrained.tolist(), masks, strict=True):
+            forbid(logits[i : i + 1], mask[None, :])
 
     def _sample_by_kernel(self, kernel: DrawKernel, logits: FloatArray, plan: _Plan) -> SampleResult:
         """`sample` behind the adjustments."""
@@ -229,15 +248,33 @@ class Sampler:
             wanted = [min(plan.rows[i].sampling.logprobs or 0, self._vocab_size) for i in good]
             normalisers, top_ids = kernel.score(logits, np.array(good, np.int64), max(wanted, default=0))
             for index, (i, top_n) in enumerate(zip(good, wanted, strict=True)):
-                ids = top_ids[index, :top_n]
+                ids = _possible(logits[i], top_ids[index, :top_n])
                 normaliser = float(normalisers[index])
                 scores[i] = TokenScore(
                     logprob=float(logits[i, token_ids[i]]) - normaliser,
                     top_ids=ids,
                     top_logprobs=logits[i, ids].astype(np.float64) - normaliser,
                 )
-        _accept(plan, token_ids)
+        self._accept(plan, token_ids)
         return SampleResult(token_ids=token_ids, scores=scores, bad_rows=bad_rows)
+
+    def _accept(self, plan: _Plan, token_ids: IntArray) -> None:
+        """Lets the rows count their tokens, and starts on the masks of the next ones."""
+        for row, token_id in zip(plan.rows, token_ids.tolist(), strict=True):
+            if token_id >= 0:
+                row.accept(token_id)
+        if plan.constrained_rows:
+            self._masks.begin([row.mask for row in plan.constrained_rows if row.mask is not None])
+        if plan.masked:
+            plan.masked = [(i, row) for i, row in plan.masked if row.is_early]
+            plan.is_plain_greedy = not (
+                plan.constrained_rows
+                or plan.adjusted
+                or plan.masked
+                or plan.scored
+                or plan.free.size
+                or plan.restricted.size
+            )
 
     def _sample_rows(self, logits: FloatArray, maxima: DoubleArray, plan: _Plan, token_ids: IntArray) -> None:
         """Draws the sampled rows' tokens into `token_ids`."""
@@ -440,6 +477,7 @@ class Sampler:
             block_maxima.sort()
             candidates = np.flatnonzero(logits >= block_maxima[-top_n])
             top_ids = candidates[np.argsort(-logits[candidates], kind="stable")[:top_n]]
+        top_ids = _possible(logits, top_ids)
         return TokenScore(
             logprob=float(logits[token_id]) - normaliser,
             top_ids=top_ids,
@@ -447,16 +485,9 @@ class Sampler:
         )
 
 
-def _accept(plan: _Plan, token_ids: IntArray) -> None:
-    """Lets the rows count their tokens."""
-    for row, token_id in zip(plan.rows, token_ids.tolist(), strict=True):
-        if token_id >= 0:
-            row.accept(token_id)
-    if plan.masked:
-        plan.masked = [(i, row) for i, row in plan.masked if row.num_generated < row.min_tokens]
-        plan.is_plain_greedy = not (
-            plan.adjusted or plan.masked or plan.scored or plan.free.size or plan.restricted.size
-        )
+def _possible(logits: FloatArray, token_ids: IntArray) -> IntArray:
+    """The tokens that have a probability."""
+    return token_ids[logits[token_ids] > -np.inf]
 
 
 def _keep(
