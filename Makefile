@@ -30,7 +30,7 @@ $(REFERENCE): $(SETUP) requirements-reference.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-reference.txt
 	@touch $@
 
-$(WEB): $(SETUP) scripts/setup_web.sh clients/typescript/package-lock.json console/package-lock.json
+$(WEB): $(SETUP) scripts/setup_web.sh $(addsuffix /package-lock.json,clients/typescript console tests/web)
 	@VENV="$(VENV)" scripts/setup_web.sh
 
 .PHONY: setup
@@ -139,4 +139,4 @@ deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubec
 
 .PHONY: clean
 clean: ## Remove what was built and installed here
-	@rm -rf $(VENV) $(PEERS) $(STORES) dist {clients/typescript,console}/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(STORES) dist {clients/typescript,console,tests/web}/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the TypeScript client, the console and their tests need: Node with npm, Chromium, the locked packages.
-# What is missing comes from apt-get where this is run by root; Node otherwise, or where apt-get's is too old, from PyPI
+# Installs what the TypeScript client, the console and the tests in TypeScript need: Node with npm, Chromium, the locked
+# packages. What is missing comes from apt-get where this is run by root; Node otherwise, or where apt-get's is too old, from PyPI
 # into VENV. Without Chromium all but the browser tests can be run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,6 +32,8 @@ scripts/find_chromium.sh >/dev/null || apt_install chromium || true
 scripts/find_chromium.sh >/dev/null ||
   echo "No Chromium: install one, or name it in CHROMIUM_BIN; until then the browser tests are skipped." >&2
 
-echo "installing the locked packages of the client and the console"
-npm --prefix console ci --no-audit --no-fund --loglevel=error # the client's too
+echo "installing the locked npm packages"
+for package in console tests/web; do # the console's brings the client's
+  npm --prefix "$package" ci --no-audit --no-fund --loglevel=error
+done
 touch "$venv/.web-done"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of the TypeScript client and the console against the server in VENV, the browser's in Chromium.
+# Runs the tests of the TypeScript client and the console, and those with the npm packages of other servers, against the
+# server in VENV; the browser's in Chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="$PWD/${VENV:-.venv}"
@@ -8,7 +9,7 @@ CHROMIUM_BIN="$(scripts/find_chromium.sh)" || CHROMIUM_BIN=""
 export CHROMIUM_BIN
 
 scripts/generate_web.sh --check
-for package in clients/typescript console; do
+for package in clients/typescript console tests/web; do
   npm --silent --prefix "$package" test
 done
 if [ -z "$CHROMIUM_BIN" ]; then
