@@ -10,6 +10,7 @@ from collections.abc import Sequence as Sequenced
 import numpy as np
 from numpy.typing import NDArray
 
+from vorta_server.engine.draws import DrawColumns
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.sequence import Sequence
 
@@ -28,24 +29,44 @@ class DecodeRows:
         watched: Rows whose every token must be looked at by itself, for stop strings or log probabilities.
     """
 
-    __slots__ = ("_constrained", "_is_end", "_left", "_listens", "_own_ends", "sequences", "states", "watched")
+    __slots__ = (
+        "_columns",
+        "_constrained",
+        "_is_end",
+        "_left",
+        "_listens",
+        "_own_ends",
+        "sequences",
+        "states",
+        "watched",
+    )
 
     def __init__(self, sequences: Sequenced[Sequence], is_end: NDArray[np.bool_]) -> None:
         self.sequences = sequences
         self.states: list[RowState] = [sequence.row for sequence in sequences]
         self._is_end = is_end
-        self._left = np.array([sequence.max_output - sequence.num_output for sequence in sequences], np.int64)
+        self._left = np.array(
+            [sequence.max_output - sequence.num_output - sequence.num_pending for sequence in sequences], np.int64
+        )
         sampling = [sequence.request.request.sampling for sequence in sequences]
         self._listens = np.array([not params.ignore_eos for params in sampling], np.bool_)
         self._own_ends = [
             (row, frozenset(params.stop_token_ids)) for row, params in enumerate(sampling) if params.stop_token_ids
         ]
+        self._columns: DrawColumns | None = None
         self._constrained = [(row, state) for row, state in enumerate(self.states) if state.mask is not None]
         self.watched = frozenset(
             row
             for row, (sequence, params) in enumerate(zip(sequences, sampling, strict=True))
             if sequence.stop is not None or params.logprobs is not None
         )
+
+    @property
+    def columns(self) -> DrawColumns:
+        """The rows' sampling parameters, for a runner that samples."""
+        if self._columns is None:
+            self._columns = DrawColumns(self.states)
+        return self._columns
 
     def accept(self, token_ids: NDArray[np.int64]) -> list[int]:
         """Counts one token [num_rows] for every row. Returns the rows that end with it or are watched, ascending."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from vorta.errors import (
 )
 from vorta_server.engine.decode_rows import DecodeRows
 from vorta_server.engine.detokenizer import Detokenizer
+from vorta_server.engine.draws import DrawColumns
 from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.output import OutputBuilder, Vocabulary
 from vorta_server.engine.request import (
@@ -37,9 +39,9 @@ from vorta_server.engine.request import (
     Started,
 )
 from vorta_server.engine.row_state import RowState
-from vorta_server.engine.runner import FloatArray, ModelRunner, StepResult
-from vorta_server.engine.sampler import DrawKernel, Sampler, SampleResult
-from vorta_server.engine.scheduler import Scheduler, SchedulerConfig, SchedulerStep
+from vorta_server.engine.runner import ModelRunner, SamplingRunner, StepResult
+from vorta_server.engine.sampler import DrawKernel, Sampler, SampleResult, TokenScore
+from vorta_server.engine.scheduler import LandFirst, Scheduler, SchedulerConfig, SchedulerStep
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
 from vorta_server.engine.stop import StopMatcher
 
@@ -77,6 +79,27 @@ class EngineCounters:
     generated_tokens: int = 0
 
 
+@dataclass(slots=True, kw_only=True)
+class _Flight:
+    """A step between its launch and its landing.
+
+    Attributes:
+        ready: The prefilling sequences whose first token it chooses.
+        result: Waits for what the step computed.
+    """
+
+    plan: SchedulerStep
+    rows: DecodeRows
+    ready: list[Sequence]
+    result: Callable[[], StepResult]
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the host chooses some of its tokens, so that the next step cannot be launched before it lands."""
+        draws = self.plan.batch.draws
+        return draws is not None and len(draws.on_host) > 0
+
+
 class Engine:
     """Continuous batching over one runner.
 
@@ -110,21 +133,23 @@ class Engine:
         self._max_model_len = info.max_model_len
         self._vocab_size = info.vocab_size
         self._kv = self._new_slots()
-        self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv)
+        self._sampling_runner: SamplingRunner | None = cast(SamplingRunner, runner) if info.samples else None
+        self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv, is_ahead=info.samples)
         self._sampler = Sampler(info.vocab_size, draw_kernel)
         self._output = OutputBuilder(vocabulary)
         self._requests: dict[str, RunningRequest] = {}
         self._order = 0
         self._is_end = np.zeros(info.vocab_size, np.bool_)
         self._is_end[[token_id for token_id in self._output.eos_token_ids if token_id < info.vocab_size]] = True
-        self._rows = DecodeRows((), self._is_end)
+        self._rows = self._launched_rows = DecodeRows((), self._is_end)
+        self._flight: _Flight | None = None
         self._next_deadline_s = float("inf")
         self.counters = EngineCounters()
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would compute anything."""
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._flight is not None
 
     @property
     def num_running(self) -> int:
@@ -215,27 +240,32 @@ class Engine:
         events: list[Event] = []
         if self._clock() >= self._next_deadline_s:
             events += self._expire()
-        plan = self._scheduler.schedule()
-        if plan is None:
+        if not self.has_work:
             return events
         started = self._clock()
-        if plan.prefilling:
-            for sequence in plan.prefilling:
-                if sequence.request.scheduled_s is None:
-                    sequence.request.scheduled_s = started
-                    self.counters.cached_prompt_tokens += sequence.request.num_cached_prompt_tokens
         try:
-            result = self._runner.run(plan.batch)
-            self._scheduler.speed.observe(plan, result)
-            self._process(plan, result, events, hold)
+            self._fly(events, hold)
         except Exception as error:
             logger.exception("the step failed")
             events += self._fail_all(error)
-        counters = self.counters
-        counters.steps += 1
-        counters.step_s_sum += self._clock() - started
-        counters.batch_size_sum += len(plan.decoding) + len(plan.prefilling)
+        self.counters.steps += 1
+        self.counters.step_s_sum += self._clock() - started
         return events
+
+    def _fly(self, events: list[Event], hold: bool) -> None:
+        """Launches a step and lands one: the same, or with a runner that samples the one before it, so that the device
+        computes while the host looks at tokens."""
+        if self._flight is not None and self._flight.needs_host:
+            self._land(events, hold, is_last=True)
+        try:
+            launched = self._launch()
+        except LandFirst:
+            self._land(events, hold, is_last=True)
+            launched = self._launch()
+        self._land(events, hold, is_last=launched is None)
+        self._flight = launched
+        if self._sampling_runner is None:
+            self._land(events, hold, is_last=True)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the books do not balance; for tests and idle time."""
@@ -353,42 +383,103 @@ class Engine:
                 f"the prompt needs about {needed_s:.3f} s and the deadline is {max(left_s, 0.0):.3f} s away"
             )
 
-    def _process(self, plan: SchedulerStep, result: StepResult, events: list[Event], hold: bool) -> None:
-        finished: list[Sequence] = []
-        decoding = plan.decoding
-        for sequence, logits in zip(plan.prefilling, result.prefill_logits, strict=True):
+    def _launch(self) -> _Flight | None:
+        """Schedules the next step and starts it; None when there is nothing to compute.
+
+        Raises LandFirst when the step in flight must land before.
+        """
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return None
+        if plan.prefilling:
+            now = self._clock()
+            for sequence in plan.prefilling:
+                if sequence.request.scheduled_s is None:
+                    sequence.request.scheduled_s = now
+                    self.counters.cached_prompt_tokens += sequence.request.num_cached_prompt_tokens
+        if plan.is_new_composition or len(self._launched_rows.sequences) != len(plan.decoding):
+            self._launched_rows = DecodeRows(plan.decoding, self._is_end)
+        self.counters.batch_size_sum += len(plan.decoding) + len(plan.prefilling)
+        rows, ready = self._launched_rows, plan.ready
+        result: Callable[[], StepResult]
+        if self._sampling_runner is None:
+            result = _known(self._runner.run(plan.batch))
+        else:
+            plan.batch.draws = rows.columns.draw(DrawColumns([entry.row for entry in ready]), plan.sources)
+            result = self._sampling_runner.launch(plan.batch)
+        self._scheduler.advance(plan)
+        return _Flight(plan=plan, rows=rows, ready=ready, result=result)
+
+    def _land(self, events: list[Event], hold: bool, *, is_last: bool) -> None:
+        """Takes the result of the step in flight; `is_last` unless another one was launched behind it."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        plan, rows, ready = flight.plan, flight.rows, flight.ready
+        result = flight.result()
+        self._scheduler.speed.observe(plan, result)
+        for sequence, chunk, logits in zip(plan.prefilling, plan.batch.prefills, result.prefill_logits, strict=True):
             if sequence.wants_prompt_logits and logits is not None:
-                self._output.score_prompt(sequence, logits)
-        ready = self._scheduler.advance(plan)
-        if decoding:
-            assert result.decode_logits is not None
-            if plan.is_new_composition or len(self._rows.sequences) != len(decoding):
+                self._output.score_prompt(sequence, logits, chunk.num_past)
+        decoded, first = self._choose(flight, result)
+        if plan.batch.draws is not None:
+            self._scheduler.land([*plan.decoding, *ready])
+            if is_last:
+                self._scheduler.all_landed()
+        finished: list[Sequence] = []
+        if decoded is not None:
+            if rows is not self._rows:
                 events += self.release()  # what is held belongs to the rows as they were
-                self._rows = DecodeRows(decoding, self._is_end)
-            self._sample_rows(result.decode_logits, events, finished, hold)
-        if ready:
-            self._sample_first(plan, ready, result, events, finished)
+                self._rows = rows
+            self._take_rows(decoded, events, finished, hold)
+        if first is not None:
+            self._take_first(ready, first, events, finished)
         if finished:
             self._scheduler.finish(finished)
             for sequence in finished:
                 if sequence.request.is_finished and self._is_open(sequence.request):
                     events.append(self._finished_event(sequence.request))
 
-    def _sample_first(
-        self,
-        plan: SchedulerStep,
-        ready: list[Sequence],
-        result: StepResult,
-        events: list[Event],
-        finished: list[Sequence],
+    def _choose(self, flight: _Flight, result: StepResult) -> tuple[SampleResult | None, SampleResult | None]:
+        """The tokens of the decode rows and those of the prompts that ended; None where there are none."""
+        num_rows, ready = len(flight.rows.states), flight.ready
+        draws = flight.plan.batch.draws
+        if draws is None:
+            decoded = first = None
+            if result.decode_logits is not None:
+                decoded = self._sampler.sample(result.decode_logits, flight.rows.states)
+            if ready:
+                by_sequence = {
+                    id(sequence): logits
+                    for sequence, logits in zip(flight.plan.prefilling, result.prefill_logits, strict=True)
+                }
+                last_rows = [by_sequence[id(sequence)] for sequence in ready]
+                logits = np.concatenate([rows[-1:] for rows in last_rows if rows is not None])
+                first = self._sampler.sample(logits, [sequence.row for sequence in ready])
+            return decoded, first
+        assert result.token_ids is not None
+        token_ids, scores = result.token_ids, None
+        if len(draws.on_host):
+            assert result.host_logits is not None
+            states = [*flight.rows.states, *(sequence.row for sequence in ready)]
+            outputs = draws.on_host.tolist()
+            sampled = self._sampler.sample(result.host_logits, [states[index] for index in outputs])
+            token_ids = token_ids.copy()
+            token_ids[draws.on_host] = sampled.token_ids
+            if sampled.scores is not None:
+                by_output = dict(zip(outputs, sampled.scores, strict=True))
+                scores = [by_output.get(index) for index in range(len(token_ids))]
+        return (
+            _part(token_ids, scores, 0, num_rows) if num_rows else None,
+            _part(token_ids, scores, num_rows, len(token_ids)) if ready else None,
+        )
+
+    def _take_first(
+        self, ready: list[Sequence], sampled: SampleResult, events: list[Event], finished: list[Sequence]
     ) -> None:
-        """Samples the first token of the sequences whose prefill ended, and queues the siblings of theirs."""
-        by_sequence = {
-            id(sequence): logits for sequence, logits in zip(plan.prefilling, result.prefill_logits, strict=True)
-        }
-        last_rows = [by_sequence[id(sequence)] for sequence in ready]
-        logits = np.concatenate([rows[-1:] for rows in last_rows if rows is not None])
-        self._sample(ready, logits, events, finished)
+        """Takes the first token of the sequences whose prefill ended, and queues the siblings of theirs."""
+        self.counters.generated_tokens += len(ready)
+        self._take(ready, sampled, range(len(ready)), self._clock(), events, finished)
         for sequence in ready:
             sequence.wants_prompt_logits = False
             request = sequence.request
@@ -396,37 +487,28 @@ class Engine:
                 for _ in range(1, request.num_sequences):
                     self._scheduler.add(self._new_sequence(request, sequence.tokens[: sequence.num_prompt]))
 
-    def _sample_rows(self, logits: FloatArray, events: list[Event], finished: list[Sequence], hold: bool) -> None:
-        """Samples the decode rows. Rows whose token neither ends them nor must be looked at only note it."""
+    def _take_rows(self, sampled: SampleResult, events: list[Event], finished: list[Sequence], hold: bool) -> None:
+        """Takes the decode rows' tokens. Rows whose token neither ends them nor must be looked at only note it."""
         rows = self._rows
-        sampled = self._sampler.sample(logits, rows.states)
         now = self._clock()
-        self.counters.generated_tokens += len(rows.states)
+        num_rows = len(rows.states)
         urgent: Sequenced[int] = rows.accept(sampled.token_ids)
-        if not hold or sampled.bad_rows:
-            urgent = range(len(rows.states))
         self._scheduler.set_next_tokens(sampled.token_ids)
-        token_ids = sampled.token_ids.tolist()
-        if len(urgent) < len(token_ids):
-            for sequence, token_id in zip(rows.sequences, token_ids, strict=True):
+        # A sequence may have ended when this step was on its way already.
+        is_whole = not any(sequence.state is SequenceState.FINISHED for sequence in rows.sequences)
+        if not is_whole:
+            urgent = [row for row in range(num_rows) if rows.sequences[row].state is not SequenceState.FINISHED]
+        elif not hold or sampled.bad_rows:
+            urgent = range(num_rows)
+        self.counters.generated_tokens += num_rows if is_whole else len(urgent)
+        if is_whole and len(urgent) < num_rows:
+            for sequence, token_id in zip(rows.sequences, sampled.token_ids.tolist(), strict=True):
                 sequence.append(token_id)
                 sequence.request.last_token_s = now
             for index in urgent:
                 rows.sequences[index].num_tokens -= 1  # it is taken below
         if urgent:
             self._take(rows.sequences, sampled, urgent, now, events, finished)
-
-    def _sample(
-        self,
-        sequences: list[Sequence],
-        logits: FloatArray,
-        events: list[Event],
-        finished: list[Sequence],
-    ) -> None:
-        """Samples the first token of each sequence."""
-        sampled = self._sampler.sample(logits, [sequence.row for sequence in sequences])
-        self.counters.generated_tokens += len(sequences)
-        self._take(sequences, sampled, range(len(sequences)), self._clock(), events, finished)
 
     def _take(
         self,
@@ -442,7 +524,7 @@ class Engine:
         for index in indices:
             sequence = sequences[index]
             request = sequence.request
-            if sequence.state is not SequenceState.DECODING or not self._is_open(request):
+            if sequence.state is SequenceState.FINISHED or not self._is_open(request):
                 continue  # a sibling's failure ended the request in this step
             if bad_rows and index in bad_rows:
                 events += self._fail_row(sequence)
@@ -530,8 +612,25 @@ class Engine:
         self._scheduler = Scheduler(
             config=self._config.scheduler,
             kv=self._kv,
+            is_ahead=self._scheduler.is_ahead,
             speed=self._scheduler.speed,
             num_preemptions=self._scheduler.num_preemptions,
         )
-        self._rows = DecodeRows((), self._is_end)
+        self._rows = self._launched_rows = DecodeRows((), self._is_end)
+        self._flight = None
         return events
+
+
+def _known(result: StepResult) -> Callable[[], StepResult]:
+    """The result of a step that was computed when it was launched."""
+    return lambda: result
+
+
+def _part(token_ids: NDArray[np.int64], scores: list[TokenScore | None] | None, start: int, stop: int) -> SampleResult:
+    """Some outputs of a step whose tokens a runner chose."""
+    part = token_ids[start:stop]
+    return SampleResult(
+        token_ids=part,
+        scores=None if scores is None else scores[start:stop],
+        bad_rows=tuple(np.flatnonzero(part < 0).tolist()),
+    )

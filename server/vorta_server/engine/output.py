@@ -86,19 +86,19 @@ class OutputBuilder:
             delta.finish_reason = reason
         return delta, SequenceEnd(reason, matched, num_output)
 
-    def score_prompt(self, sequence: Sequence, logits: FloatArray) -> None:
+    def score_prompt(self, sequence: Sequence, logits: FloatArray, num_past: int) -> None:
         """Books the log probabilities of the prompt tokens that follow a chunk's positions.
 
         Args:
-            sequence: Before the chunk is counted as computed.
             logits: float32 [num_tokens, vocab_size] of the chunk.
+            num_past: Tokens of the sequence before the chunk.
         """
         request = sequence.request
         top_n = request.request.sampling.prompt_logprobs or 0
-        if request.prompt_logprobs is None or sequence.num_computed == 0:  # again after a preemption
+        if request.prompt_logprobs is None or num_past == 0:  # again after a preemption
             first = int(sequence.tokens[0])
             request.prompt_logprobs = [TokenLogprob(first, self._vocabulary.token_text(first), None)]
-        start = sequence.num_computed + 1
+        start = num_past + 1
         targets = sequence.tokens[start : min(start + len(logits), sequence.num_prompt)]
         if len(targets):
             scores = prompt_logprobs(logits[: len(targets)], targets, top_n)

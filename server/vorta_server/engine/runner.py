@@ -1,11 +1,15 @@
 """The runner protocol: what the engine asks of a device. Owned by the engine, implemented in `vorta_server.runners`.
 
 A runner owns the weights and `num_slots` KV slots of `max_model_len` tokens each. It knows nothing of requests.
+
+A step has outputs: one for each decode row, in order, then one for each prefill chunk that ends its sequence's prompt.
+A `ModelRunner` gives their logits. A `SamplingRunner` chooses their tokens too, and so computes a step while the tokens
+of the step before it are still on their way to the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -13,7 +17,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LogitsWanted", "ModelRunner", "PrefillChunk", "RunnerInfo", "StepBatch", "StepResult"]
+__all__ = [
+    "Draws",
+    "LogitsWanted",
+    "ModelRunner",
+    "PrefillChunk",
+    "RunnerInfo",
+    "SamplingRunner",
+    "StepBatch",
+    "StepResult",
+]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -36,12 +49,14 @@ class RunnerInfo:
         max_model_len: Tokens that one slot holds.
         num_slots: KV slots; more than twice the sequences that run together, so that slots can be moved.
         kv_bytes_per_token: Bytes of K and V of one token over all layers.
+        samples: It is a `SamplingRunner`.
     """
 
     vocab_size: int
     max_model_len: int
     num_slots: int
     kv_bytes_per_token: int
+    samples: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +77,30 @@ class PrefillChunk:
 
 
 @dataclass(slots=True, kw_only=True)
+class Draws:
+    """How a `SamplingRunner` chooses tokens; the columns have one entry for each output.
+
+    Attributes:
+        temperature: float32; 0 takes the largest logit.
+        top_k: int32; 0 is off.
+        top_p: float32; 1 is off.
+        min_p: float32; 0 is off.
+        uniforms: float32 in [0, 1), what picks from the tokens that are left.
+        on_host: int64 [num_on_host], ascending: the outputs whose logits the engine wants, as it chooses by itself.
+        sources: int32 [num_rows]; the output of the step launched before this one whose token the decode row takes, -1
+            where the batch's own `decode_token_ids` has it.
+    """
+
+    temperature: FloatArray
+    top_k: NDArray[np.int32]
+    top_p: FloatArray
+    min_p: FloatArray
+    uniforms: FloatArray
+    on_host: IntArray
+    sources: NDArray[np.int32]
+
+
+@dataclass(slots=True, kw_only=True)
 class StepBatch:
     """The work of one step. Prefill chunks and the decode batch belong to different slots.
 
@@ -71,12 +110,14 @@ class StepBatch:
             num_rows - 1.
         decode_lengths: int64 [num_rows]; tokens already in each slot, the new one is written behind them.
         deterministic: Rows must not depend on what else is in the batch: one fixed numeric path.
+        draws: For a `SamplingRunner`; None for others.
     """
 
     prefills: Sequence[PrefillChunk]
     decode_token_ids: IntArray
     decode_lengths: IntArray
     deterministic: bool = False
+    draws: Draws | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,15 +126,20 @@ class StepResult:
 
     Attributes:
         prefill_logits: For each chunk float32 [1, vocab_size], [num_tokens, vocab_size] or None, as it asked.
-        decode_logits: float32 [num_rows, vocab_size]; None without a decode batch.
-        prefill_s: Seconds spent on the chunks.
-        decode_s: Seconds spent on the decode batch.
+        decode_logits: float32 [num_rows, vocab_size]; None without a decode batch, and from a `SamplingRunner`.
+        prefill_s: Seconds spent on the chunks, 0 where that is not known.
+        decode_s: Seconds spent on the decode batch, 0 where that is not known.
+        token_ids: From a `SamplingRunner` int64 [num_outputs], -1 where the logits hold NaN or +inf.
+        host_logits: From a `SamplingRunner` float32 [num_on_host, vocab_size]; a chunk that wants LAST has its logits
+            here alone.
     """
 
     prefill_logits: list[FloatArray | None]
     decode_logits: FloatArray | None
     prefill_s: float
     decode_s: float
+    token_ids: IntArray | None = None
+    host_logits: FloatArray | None = None
 
 
 class ModelRunner(Protocol):
@@ -118,4 +164,13 @@ class ModelRunner(Protocol):
 
     def close(self) -> None:
         """Frees the device. Idempotent."""
+        ...
+
+
+class SamplingRunner(ModelRunner, Protocol):
+    """A runner that chooses tokens. Its steps, copies and discards take effect in the order of the calls."""
+
+    def launch(self, batch: StepBatch) -> Callable[[], StepResult]:
+        """Starts a step, whose batch has `draws`, and returns at once. The function waits for its result; it is called
+        once for every step, in their order, with at most one step launched behind it."""
         ...

@@ -11,6 +11,9 @@ and prefill chunks within a token budget. Policy, in order:
    measured so far, so that a long prompt does not hold the running streams up.
 
 Decoding sequences fill the slots 0 to n - 1, which is what lets a runner use one contiguous batch.
+
+With a runner that samples, the next step is scheduled while the tokens of the last one are pending: a row then names
+the output that its token comes from, and a sequence whose last token is pending leaves the batch before it is known.
 """
 
 from __future__ import annotations
@@ -28,7 +31,18 @@ from vorta_server.engine.sequence import Sequence, SequenceState
 DETERMINISTIC_CHUNK_TOKENS = 32
 """Prefill chunk of a deterministic sequence, whatever the load: sums are rounded by how a prompt is cut."""
 
-__all__ = ["DETERMINISTIC_CHUNK_TOKENS", "Scheduler", "SchedulerConfig", "SchedulerStep", "SpeedEstimate"]
+__all__ = [
+    "DETERMINISTIC_CHUNK_TOKENS",
+    "LandFirst",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStep",
+    "SpeedEstimate",
+]
+
+
+class LandFirst(Exception):
+    """The next step needs memory that another sequence must give up, and a launched step still has tokens for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,20 +100,36 @@ class SchedulerStep:
         decoding: The sequence of each decode row.
         prefilling: The sequence of each chunk.
         is_new_composition: Whether `decoding` differs from the last step's.
+        sources: int32 [num_rows]; of which output of the last launched step a row's token is, -1 where known.
     """
 
     batch: StepBatch
     decoding: list[Sequence]
     prefilling: list[Sequence]
     is_new_composition: bool
+    sources: NDArray[np.int32]
+
+    @property
+    def ready(self) -> list[Sequence]:
+        """The prefilled sequences that have all their tokens computed with this step; to be asked before `advance`."""
+        return [
+            sequence
+            for sequence, chunk in zip(self.prefilling, self.batch.prefills, strict=True)
+            if chunk.num_past + len(chunk.token_ids) == sequence.num_tokens
+        ]
 
 
 @dataclass(slots=True, kw_only=True)
 class Scheduler:
-    """Owns the waiting queue and the running sequences. Engine thread only."""
+    """Owns the waiting queue and the running sequences. Engine thread only.
+
+    Attributes:
+        is_ahead: Whether the next step may be scheduled while the tokens of the last one are pending.
+    """
 
     config: SchedulerConfig
     kv: KvSlots
+    is_ahead: bool = False
     speed: SpeedEstimate = field(default_factory=SpeedEstimate)
     num_preemptions: int = 0
     _waiting: list[tuple[tuple[int, int], Sequence]] = field(default_factory=list)
@@ -110,6 +140,8 @@ class Scheduler:
     _token_ids: NDArray[np.int64] = field(init=False)
     _lengths: NDArray[np.int64] = field(init=False)
     _reserved: NDArray[np.int64] = field(init=False)
+    _sources: NDArray[np.int32] = field(init=False)
+    _are_pending: bool = False  # whether the decode rows' tokens are those of a launched step
     _deterministic: bool = False
     _num_secured_steps: int = 0  # decode steps until a row needs more memory, while the batch stays as it is
 
@@ -118,6 +150,7 @@ class Scheduler:
         self._token_ids = np.zeros(rows, np.int64)
         self._lengths = np.zeros(rows, np.int64)
         self._reserved = np.zeros(rows, np.int64)
+        self._sources = np.full(rows, -1, np.int32)
 
     @property
     def num_waiting(self) -> int:
@@ -162,9 +195,13 @@ class Scheduler:
             sequence.state = SequenceState.FINISHED
 
     def schedule(self) -> SchedulerStep | None:
-        """The next step; None when there is nothing to compute."""
+        """The next step; None when there is nothing to compute.
+
+        Raises LandFirst when a sequence must be preempted while tokens are pending; call again when they are known.
+        """
         if self._num_secured_steps > 0 and not (self._is_dirty or self._num_waiting or self._prefilling):
             return self._step([], [], is_new=False)
+        self._retire()
         self._secure_decoding()
         chunks, prefilling = self._plan_prefill()
         if not chunks and not self._decoding:
@@ -172,12 +209,11 @@ class Scheduler:
         is_new = self._is_dirty
         if is_new:
             self._fill_rows()
-        rows = len(self._decoding)
-        self._num_secured_steps = int((self._reserved[:rows] - self._lengths[:rows]).min()) if rows else 0
+        self._num_secured_steps = self._count_secured_steps()
         return self._step(chunks, prefilling, is_new=is_new)
 
-    def advance(self, step: SchedulerStep) -> list[Sequence]:
-        """Books a computed step. Returns the prefilled sequences that have all their tokens computed and now decode.
+    def advance(self, step: SchedulerStep) -> None:
+        """Books a launched step; the sequences that were ready now decode.
 
         The caller then appends one sampled token to each of them and to each decoding sequence, or finishes it.
         """
@@ -187,21 +223,34 @@ class Scheduler:
             self._lengths[:rows] += 1
             for sequence in step.decoding:
                 sequence.num_computed += 1
-        ready: list[Sequence] = []
+        if self.is_ahead:
+            self._are_pending = True
+            for row, sequence in enumerate(step.decoding):
+                sequence.num_pending += 1
+                sequence.output = row
+        ready = step.ready
         for sequence, chunk in zip(step.prefilling, step.batch.prefills, strict=True):
             sequence.num_computed += len(chunk.token_ids)
-            if sequence.num_computed == sequence.num_tokens:
-                ready.append(sequence)
-        for sequence in ready:
+        for index, sequence in enumerate(ready):
             self._prefilling.remove(sequence)
+            if self.is_ahead:
+                sequence.num_pending, sequence.output = 1, rows + index
             if self.config.prefix_cache:
                 self.kv.share(sequence.slot, sequence.tokens[: sequence.num_computed])
             self._join_decoding(sequence)
-        return ready
 
     def set_next_tokens(self, token_ids: NDArray[np.int64]) -> None:
         """Tells the token that each decode row feeds in the next step, [num_rows] as in the last step."""
         self._token_ids[: len(token_ids)] = token_ids
+
+    def land(self, sequences: list[Sequence]) -> None:
+        """Notes that each sequence's oldest pending token is known, or dropped. Nothing to note but of a step ahead."""
+        for sequence in sequences:
+            sequence.num_pending -= 1
+
+    def all_landed(self) -> None:
+        """Notes that no launched step has tokens pending."""
+        self._are_pending = False
 
     def _step(self, chunks: list[PrefillChunk], prefilling: list[Sequence], *, is_new: bool) -> SchedulerStep:
         rows = len(self._decoding)
@@ -211,13 +260,44 @@ class Scheduler:
             decode_lengths=self._lengths[:rows],
             deterministic=self._deterministic or any(sequence.is_deterministic for sequence in prefilling),
         )
-        return SchedulerStep(batch=batch, decoding=self._decoding, prefilling=prefilling, is_new_composition=is_new)
+        if not is_new:
+            # The rows are those of the last step, and so are the outputs that have their tokens.
+            self._sources[:rows] = np.arange(rows) if self._are_pending else -1
+        return SchedulerStep(
+            batch=batch,
+            decoding=self._decoding,
+            prefilling=prefilling,
+            is_new_composition=is_new,
+            sources=self._sources[:rows].copy(),
+        )
+
+    def _retire(self) -> None:
+        """Takes the sequences out of the batch whose last token is pending."""
+        if not self._are_pending:
+            return
+        for sequence in reversed(self._decoding):
+            if sequence.num_output + sequence.num_pending >= sequence.max_output:
+                self._leave_decoding(sequence)
+                sequence.state = SequenceState.LANDING
+
+    def _count_secured_steps(self) -> int:
+        """Steps that the decode rows can go as they are: none needs memory, none has its last token pending."""
+        rows = len(self._decoding)
+        if not rows:
+            return 0
+        secured = int((self._reserved[:rows] - self._lengths[:rows]).min())
+        if self.is_ahead:
+            secured = min(
+                secured, *(entry.max_output - entry.num_output - entry.num_pending for entry in self._decoding)
+            )
+        return secured
 
     def _fill_rows(self) -> None:
         """Rebuilds the per-row arrays. The list is a new one, so that a step keeps the one it was given."""
         self._decoding = list(self._decoding)
         for row, sequence in enumerate(self._decoding):
             self._token_ids[row] = sequence.tokens[sequence.num_tokens - 1]
+            self._sources[row] = sequence.output if sequence.num_pending else -1
             self._lengths[row] = sequence.num_computed
             self._reserved[row] = self.kv.reserved(sequence.slot)
         self._deterministic = any(sequence.is_deterministic for sequence in self._decoding)
@@ -331,6 +411,8 @@ class Scheduler:
         return max((*self._decoding, *self._prefilling), key=lambda entry: entry.rank)
 
     def _preempt(self, sequence: Sequence) -> None:
+        if self._are_pending:
+            raise LandFirst
         self.num_preemptions += 1
         sequence.num_preempted += 1
         if sequence.state is SequenceState.DECODING:
@@ -342,7 +424,7 @@ class Scheduler:
         self.add(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.kv.release(sequence.slot, sequence.tokens[: sequence.num_computed], cache=self.config.prefix_cache)
+        self.kv.release(sequence.slot, sequence.tokens[: sequence.num_known], cache=self.config.prefix_cache)
         sequence.slot = -1
 
     def _leave_decoding(self, sequence: Sequence) -> None:

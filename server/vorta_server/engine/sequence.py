@@ -17,12 +17,14 @@ __all__ = ["RunningRequest", "Sequence", "SequenceState"]
 
 
 class SequenceState(Enum):
-    """Where a sequence is. PREFILLING and DECODING sequences own a KV slot."""
+    """Where a sequence is. PREFILLING and DECODING sequences own a KV slot; of a LANDING one the last token is computed
+    but not known yet."""
 
     WAITING = 0
     PREFILLING = 1
     DECODING = 2
-    FINISHED = 3
+    LANDING = 3
+    FINISHED = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -34,7 +36,9 @@ class Sequence:
         order: Arrival number over all requests; breaks ties of priority.
         tokens: int64 [max_len]; the prompt and the generated tokens, `num_tokens` of them valid.
         num_prompt: Tokens of the prompt.
-        num_computed: Tokens whose K and V are in the slot.
+        num_computed: Tokens whose K and V are in the slot, or will be when the launched steps have run.
+        num_pending: Tokens that launched steps will choose.
+        output: Of which output of the last launched step its next token is, while one is pending.
         max_output: Most tokens to generate.
         row: The sampler's state.
         stop: None when the request has no stop strings.
@@ -55,6 +59,8 @@ class Sequence:
     state: SequenceState = SequenceState.WAITING
     slot: int = -1
     num_computed: int = 0
+    num_pending: int = 0
+    output: int = -1
     num_preempted: int = 0
     num_told: int = 0
 
@@ -62,6 +68,11 @@ class Sequence:
     def num_output(self) -> int:
         """Tokens generated so far."""
         return self.num_tokens - self.num_prompt
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that are known and whose K and V are in the slot."""
+        return min(self.num_computed, self.num_tokens)
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ shows in the output. `next_token` computes the same from the history alone. Time
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ class FakeRunnerConfig:
         vocab_size, max_model_len, num_slots: The model's sizes.
         alphabet: The tokens that it may say: [low, high). All if high is 0.
         eos_token_id, eos_every: With eos_every > 0, one history in that many continues with eos_token_id.
+        samples: Be a `SamplingRunner`; it takes the largest logit, whatever the temperature.
         step_s, row_s, prefill_token_s: Simulated device time of a step, of each decode row, of each prefill token.
     """
 
@@ -38,6 +39,7 @@ class FakeRunnerConfig:
     alphabet: tuple[int, int] = (0, 0)
     eos_token_id: int = 0
     eos_every: int = 0
+    samples: bool = False
     step_s: float = 0.0
     row_s: float = 0.0
     prefill_token_s: float = 0.0
@@ -72,11 +74,14 @@ class FakeRunner:
     discarded: list[int] = field(default_factory=list)
     _slots: NDArray[np.int64] = field(init=False)
     _digests: NDArray[np.int64] = field(init=False)
+    _last_token_ids: NDArray[np.int64] = field(init=False)
+    _num_in_flight: int = 0
 
     def __post_init__(self) -> None:
         self._slots = np.full((self.config.num_slots, self.config.max_model_len), -1, np.int64)
         self._digests = np.zeros((self.config.num_slots, self.config.max_model_len + 1), np.int64)
         self._digests[:, 0] = 1
+        self._last_token_ids = np.zeros(0, np.int64)
 
     @property
     def info(self) -> RunnerInfo:
@@ -87,6 +92,7 @@ class FakeRunner:
             max_model_len=config.max_model_len,
             num_slots=config.num_slots,
             kv_bytes_per_token=8,
+            samples=config.samples,
         )
 
     def run(self, batch: StepBatch) -> StepResult:
@@ -118,6 +124,38 @@ class FakeRunner:
             prefill_s=prefill_s,
             decode_s=time.perf_counter() - started,
         )
+
+    def launch(self, batch: StepBatch) -> Callable[[], StepResult]:
+        """Computes the step at once, and tells its result when it is asked for."""
+        assert batch.draws is not None
+        if self._num_in_flight > 1:
+            raise RuntimeError("two steps are in flight already")
+        sources = batch.draws.sources
+        pending = self._last_token_ids[sources] if len(self._last_token_ids) else batch.decode_token_ids
+        batch.decode_token_ids = np.where(sources >= 0, pending, batch.decode_token_ids)
+        batch.decode_lengths = batch.decode_lengths.copy()
+        result = self.run(batch)
+        outputs = [] if result.decode_logits is None else [result.decode_logits]
+        for index, chunk in enumerate(batch.prefills):
+            logits = result.prefill_logits[index]
+            if logits is not None and len(outputs) < len(batch.draws.temperature):
+                outputs.append(logits[-1:])
+            if chunk.logits is LogitsWanted.LAST:
+                result.prefill_logits[index] = None
+        logits = np.concatenate(outputs) if outputs else np.zeros((0, self.config.vocab_size), np.float32)
+        if len(logits) != len(batch.draws.temperature):
+            raise ValueError(f"{len(batch.draws.temperature)} columns for {len(logits)} outputs")
+        is_bad = ~np.isfinite(logits).all(axis=1)
+        self._last_token_ids = result.token_ids = np.where(is_bad, -1, logits.argmax(axis=1))
+        result.host_logits = logits[batch.draws.on_host]
+        result.decode_logits = None
+        self._num_in_flight += 1
+
+        def land() -> StepResult:
+            self._num_in_flight -= 1
+            return result
+
+        return land
 
     def copy_slot(self, source: int, target: int, num_tokens: int) -> None:
         """Copies tokens; the rest of the target becomes garbage, as on a device."""

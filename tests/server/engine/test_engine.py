@@ -31,8 +31,34 @@ def test_tokens_are_the_models() -> None:
     engine.check_integrity()
 
 
-def test_requests_of_different_lengths_do_not_mix() -> None:
-    engine, runner = make_engine(max_running=4, max_batched_tokens=16)
+def test_a_step_is_launched_before_the_tokens_of_the_last_one_are_known() -> None:
+    engine, runner = make_engine(samples=True)
+    engine.submit(request("a", PROMPT, max_tokens=8))
+    assert engine.step() == []  # the first step's token is known when the second is on its way
+    assert runner.steps == 1
+    for number in range(1, 8):
+        assert len(tokens_of(engine.step(), "a")) == 1
+        assert runner.steps == number + 1
+    events = engine.step()  # the last token was known to be the last: nothing was computed for it
+    assert runner.steps == 8
+    assert isinstance(events[-1], Finished)
+    assert not engine.has_work
+
+
+def test_a_row_that_the_host_samples_is_waited_for() -> None:
+    engine, runner = make_engine(samples=True)
+    engine.submit(request("plain", PROMPT, max_tokens=12))
+    engine.submit(request("scored", PROMPT[3:9], max_tokens=6, logprobs=2))
+    events = run(engine)
+    assert tokens_of(events, "plain") == expected(runner, PROMPT, 12)
+    assert tokens_of(events, "scored") == expected(runner, PROMPT[3:9], 6)
+    scores = [score for e in events if isinstance(e, Delta) and e.request_id == "scored" for score in e.logprobs or []]
+    assert [score.token_id for score in scores] == tokens_of(events, "scored")
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_requests_of_different_lengths_do_not_mix(samples: bool) -> None:
+    engine, runner = make_engine(max_running=4, max_batched_tokens=16, samples=samples)
     prompts = {f"r{i}": [i + 1] * (3 + 11 * i) for i in range(9)}
     for key, prompt in prompts.items():
         engine.submit(request(key, prompt, max_tokens=5 + len(prompt) % 7))
@@ -115,8 +141,9 @@ def test_deadline_in_the_past_is_refused() -> None:
     assert runner.steps == 0
 
 
-def test_memory_out_preempts_the_latest_and_every_token_stays_right() -> None:
-    engine, runner = make_engine(max_running=4, max_model_len=256, capacity=256, max_batched_tokens=64)
+@pytest.mark.parametrize("samples", [False, True])
+def test_memory_out_preempts_the_latest_and_every_token_stays_right(samples: bool) -> None:
+    engine, runner = make_engine(max_running=4, max_model_len=256, capacity=256, max_batched_tokens=64, samples=samples)
     for i in range(4):
         engine.submit(request(f"r{i}", [i + 1] * 50, max_tokens=60))
     events = run(engine)
@@ -404,7 +431,7 @@ def test_holding_changes_neither_tokens_nor_text_nor_end(ends_by: str) -> None:
 prompts = st.lists(st.integers(1, 3), min_size=1, max_size=60)
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), prompts, st.integers(1, 40), st.integers(1, 3), st.integers(-1, 1)),
+        st.tuples(st.just("submit"), prompts, st.integers(1, 40), st.integers(1, 3), st.integers(-1, 1), st.booleans()),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("step"), st.integers(1, 6)),
         st.tuples(st.just("release")),
@@ -421,22 +448,29 @@ actions = st.lists(
     blocks=st.integers(2, 6),
     budget=st.integers(1, 40),
     hold=st.booleans(),
+    samples=st.booleans(),
 )
 def test_any_history_ends_every_request_once_with_the_right_tokens(
-    actions: list[tuple], max_running: int, blocks: int, budget: int, hold: bool
+    actions: list[tuple], max_running: int, blocks: int, budget: int, hold: bool, samples: bool
 ) -> None:
     engine, runner = make_engine(
-        max_running=max_running, max_model_len=128, capacity=blocks * 64, max_batched_tokens=budget, eos_every=29
+        max_running=max_running,
+        max_model_len=128,
+        capacity=blocks * 64,
+        max_batched_tokens=budget,
+        eos_every=29,
+        samples=samples,
     )
     submitted: dict[str, tuple[list[int], int, int]] = {}
     cancelled: set[str] = set()
     events = []
     for action in actions:
         if action[0] == "submit":
-            _, prompt, max_tokens, n, priority = action
+            _, prompt, max_tokens, n, priority, is_scored = action
+            logprobs = 1 if is_scored else None
             key = f"r{len(submitted)}"
             try:
-                engine.submit(request(key, prompt, max_tokens=max_tokens, n=n, priority=priority))
+                engine.submit(request(key, prompt, max_tokens=max_tokens, n=n, priority=priority, logprobs=logprobs))
             except VortaError:
                 continue
             submitted[key] = (prompt, max_tokens, n)
