@@ -1,0 +1,66 @@
+"""The public operations: which implementation they pick, and that all have the references' signatures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vorta_kernels import grid, ops
+
+pytestmark = pytest.mark.reference
+
+STEMS = {
+    "rms_norm": ["rms_norm", "rms_norm_fp8"],
+    "silu_mul": ["silu_mul", "silu_mul_fp8"],
+    "rope_kv": ["rope_kv"],
+}
+REFERENCE_ONLY = {"batch_pack": ["batch_pack", "batch_compact"], "block_copy": ["block_copy"]}
+
+
+def _signature(package: str, stem: str, name: str) -> list[str]:
+    function = getattr(importlib.import_module(f"vorta_kernels.{package}{stem}"), name)
+    return [str(parameter) for parameter in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize(("stem", "name"), [(stem, name) for stem, names in STEMS.items() for name in names])
+def test_kernels_take_what_the_reference_takes_and_keywords_to_tune(stem: str, name: str) -> None:
+    expected = _signature("reference.", stem, name)
+    assert _signature("triton_ops.", stem, name)[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"), [(stem, name) for stem, names in (STEMS | REFERENCE_ONLY).items() for name in names]
+)
+def test_operations_take_what_the_reference_takes(stem: str, name: str) -> None:
+    expected = _signature("reference.", stem, name)
+    assert [str(one) for one in inspect.signature(getattr(ops, name)).parameters.values()][: len(expected)] == expected
+
+
+def test_every_reference_has_an_operation() -> None:
+    later = {"paged_decode", "paged_prefill", "sample", "verify", "fp8_linear", "int4_linear"}
+    assert set(ops.__all__) - {"has_cuda_library"} - later == {
+        name for names in (STEMS | REFERENCE_ONLY).values() for name in names
+    }
+
+
+def test_every_stem_has_cases() -> None:
+    assert set(grid.CASES) == set(STEMS)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_tensors_on_a_cpu_take_the_reference(stem: str) -> None:
+    case = next(case for case in grid.CASES[stem] if not case.is_large)
+    reference = getattr(importlib.import_module(f"vorta_kernels.reference.{stem}"), case.op)
+    expected = grid.run(case, reference, torch.device("cpu"))
+    assert grid.mismatches(case, grid.run(case, getattr(ops, case.op), torch.device("cpu")), expected) == []
+
+
+def test_import_needs_no_triton() -> None:
+    code = "import sys, vorta_kernels.ops; print('triton' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"

@@ -1,0 +1,22 @@
+"""silu_mul on the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vorta_kernels import grid
+from vorta_kernels.reference import silu_mul as reference
+from vorta_kernels.triton_ops import silu_mul as triton_ops
+
+pytestmark = pytest.mark.reference
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in grid.CASES["silu_mul"] if not case.is_large], ids=lambda case: case.id
+)
+def test_agrees_with_the_reference(case: grid.Case) -> None:
+    expected = grid.run(case, getattr(reference, case.op), CPU)
+    assert grid.mismatches(case, grid.run(case, getattr(triton_ops, case.op), CPU), expected) == []
