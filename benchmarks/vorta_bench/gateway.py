@@ -42,6 +42,7 @@ from google.protobuf import json_format, struct_pb2
 
 from vorta.v1 import embedding_pb2, inference_pb2, inference_pb2_grpc
 from vorta_bench.wire import Server, free_port, serving
+from vorta_gateway.json import native
 from vorta_gateway.json.codec import Codec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,7 @@ BODY = {"prompt": "What is machine learning?", "max_tokens": 100}
 
 def codec(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Microseconds both ways, and the ratios."""
+    native.load()  # waits until it is built
     request = inference_pb2.GenerateRequest(
         model="vorta-mini", prompt="What is machine learning?", max_tokens=100, temperature=0.7, top_p=0.9, seed=3
     )

@@ -4,6 +4,9 @@ The proto3 JSON mapping (https://protobuf.dev/programming-guides/json/), as `goo
 property test holds the two together. orjson does the text. A decoder is a table from a field's names to a function
 that sets it; an encoder a table from a field's number to its name and a function that makes its value, used on
 `ListFields`, which protobuf's C part makes without looking at absent fields.
+
+Whole messages from and to text are done by the native codec (`native.py`) where it is there; what that leaves, and
+every error, is done here.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ import numpy as np
 import orjson
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from vorta_gateway.json import scalars, wellknown
+from vorta_gateway.json import native, scalars, wellknown
 from vorta_gateway.json.descriptors import descriptor_of, is_map, message_of
 from vorta_gateway.json.errors import JsonError, shown
 
@@ -79,10 +82,13 @@ class Codec:
 
     Args:
         options: How messages are written and read.
+        is_native: Whether the native codec is used where it can be.
     """
 
-    def __init__(self, options: JsonOptions | None = None) -> None:
+    def __init__(self, options: JsonOptions | None = None, *, is_native: bool = True) -> None:
         self.options = options or JsonOptions()
+        self._is_native = is_native
+        self._mappings: dict[type[Message], native.Mapping | None] = {}
         self._fills: dict[str, Fill] = {}
         self._makes: dict[str, Make] = {}
         self._field_setters: dict[str, dict[str, Setter]] = {}
@@ -101,6 +107,13 @@ class Codec:
 
     def parse(self, message: Message, data: bytes) -> None:
         """Sets a message's fields from JSON text; empty text sets none. Raises JsonError."""
+        mapping = self._mapping(type(message))
+        # What the message has already may contradict the text: the native codec would not see that.
+        if mapping is not None and not message.ByteSize():
+            wire = mapping.read(data)
+            if wire is not None:
+                message.MergeFromString(wire)
+                return
         if data.strip():
             self.fill(message, loads(data))
 
@@ -115,8 +128,34 @@ class Codec:
         return convert(value) if convert is not None else value
 
     def text(self, message: Message) -> bytes:
-        """A message as JSON text."""
+        """A message as JSON text. Raises JsonError, as `value` does."""
+        mapping = self._mapping(type(message))
+        if mapping is not None:
+            text = mapping.write(_serialized(message))
+            if text is not None:
+                return text
         return dumps(self._make(descriptor_of(message))(message))
+
+    def wire_text(self, kind: type[Message], data: bytes) -> bytes | None:
+        """JSON text of a serialized message; None where the message has to be made first."""
+        mapping = self._mapping(kind)
+        return None if mapping is None else mapping.write(data)
+
+    def _mapping(self, kind: type[Message]) -> native.Mapping | None:
+        try:
+            return self._mappings[kind]
+        except KeyError:
+            return self._new_mapping(kind)
+
+    def _new_mapping(self, kind: type[Message]) -> native.Mapping | None:
+        module, is_final = native.loaded() if self._is_native else (None, True)
+        mapping = None
+        if module is not None:
+            options = {name: getattr(self.options, name) for name in JsonOptions.__slots__}
+            mapping = native.make_mapping(module, descriptor_of(kind), **options)
+        if is_final:
+            self._mappings[kind] = mapping
+        return mapping
 
     # Decoding
 
@@ -396,6 +435,17 @@ class Codec:
         if _is_plain(descriptor_of(packed)):
             return {"@type": message.type_url, **made}
         return {"@type": message.type_url, "value": made}
+
+
+def _serialized(message: Message) -> bytes:
+    """The wire bytes; none where protobuf makes none: the message is too deep, or lacks what it requires."""
+    try:
+        return message.SerializeToString()
+    except EncodeError:
+        return _MALFORMED
+
+
+_MALFORMED = b"\xff"
 
 
 def _is_plain(descriptor: Descriptor) -> bool:
