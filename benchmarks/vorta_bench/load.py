@@ -82,6 +82,11 @@ def long_work(seed: int, index: int) -> Work:
     return Work(_draw_token_ids(draws, draws.randint(1000, 2000)), 32)
 
 
+def prompt_of(seed: int, index: int, num_tokens: int) -> list[int]:
+    """Prompt `index` of this many tokens; it has nothing in common with others."""
+    return _draw_token_ids(random.Random(f"{seed}/prompt/{index}"), num_tokens)
+
+
 WORKLOADS: dict[str, Callable[[int, int], Work]] = {"chat": chat_work, "long": long_work, "burst": chat_work}
 
 
@@ -109,8 +114,9 @@ class LoadOptions:
     """One run. Without `rate` (requests/s) it is a closed loop; without `requests` and `duration_s`, 200 requests.
 
     `duration_s` bounds the time in which requests begin; those in flight then may end within `timeout_s`, the deadline
-    of each. `max_tokens` takes the place of the workload's output tokens. In open loop, arrivals that find
-    `max_in_flight` requests unanswered are dropped, and recorded as such.
+    of each. `max_tokens` takes the place of the workload's output tokens, `prompt_tokens` that of its prompts: so many
+    tokens, which begin like no other prompt. In open loop, arrivals that find `max_in_flight` requests unanswered are
+    dropped, and recorded as such.
 
     Raises:
         ValueError: A value is out of range; the message begins with its argument.
@@ -125,6 +131,7 @@ class LoadOptions:
     timeout_s: float = 60.0
     seed: int = 0
     max_tokens: int | None = None
+    prompt_tokens: int | None = None
     max_in_flight: int = 1024
 
     def __post_init__(self) -> None:
@@ -134,7 +141,7 @@ class LoadOptions:
         if self.workload not in WORKLOADS:
             raise ValueError(f"--workload: must be one of {', '.join(WORKLOADS)}, not {self.workload!r}")
         most = {"concurrency": 10_000, "requests": MAX_REQUESTS, "max_tokens": 1_000_000, "max_in_flight": 100_000}
-        most |= {"rate": 100_000, "duration_s": 86_400, "timeout_s": 86_400}
+        most |= {"prompt_tokens": 1_000_000, "rate": 100_000, "duration_s": 86_400, "timeout_s": 86_400}
         for name, top in most.items():
             value = getattr(self, name)
             if value is not None and not 0 < value <= top:
@@ -294,6 +301,8 @@ class Load:
 
     def _request(self, index: int) -> inference_pb2.StreamGenerateRequest:
         work = WORKLOADS[self._options.workload](self._options.seed, index)
+        if self._options.prompt_tokens is not None:
+            work = Work(prompt_of(self._options.seed, index, self._options.prompt_tokens), work.max_tokens)
         return inference_pb2.StreamGenerateRequest(
             prompt_token_ids=work.prompt_token_ids,
             max_tokens=self._options.max_tokens or work.max_tokens,
@@ -507,6 +516,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, dest="timeout_s", metavar="S", help="a request's deadline in s (default: 60)")
     add("--max-in-flight", type=int, metavar="N", help="open loop: more are dropped (default: 1024)")
     add("--max-tokens", type=int, metavar="N", help="output tokens of each request (default: the workload's)")
+    add("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt (default: the workload's)")
     add("--seed", type=int, help="of prompts, lengths and arrivals (default: 0)")
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--format", choices=["summary", "json"], default="summary", help="on stdout (default: %(default)s)")

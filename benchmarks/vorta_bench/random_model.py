@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-__all__ = ["PRESETS", "write_random_checkpoint"]
+__all__ = ["PRESETS", "write_random_checkpoint", "write_tokenizer"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "half": {
@@ -74,7 +74,7 @@ def write_random_checkpoint(folder: Path, preset: str, *, seed: int = 0) -> Path
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = dict(_tensors(config, np.random.default_rng(seed)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder, config["vocab_size"])
+    write_tokenizer(folder, config["vocab_size"])
     return folder
 
 
@@ -106,8 +106,12 @@ def _tensors(config: dict[str, Any], rng: np.random.Generator) -> Iterator[tuple
     yield "model.norm.weight", np.ones(hidden, np.float16)
 
 
-def _write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A byte-level BPE of all bytes and of pairs of them, as many as the vocabulary has room for."""
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Writes a byte-level BPE of all bytes and of pairs of them, as many as the vocabulary has room for; threes, each
+    of a pair and a byte, follow when there is room for more.
+
+    Raises ValueError for a vocabulary smaller than the bytes or larger than all of these.
+    """
     alphabet = _byte_characters()
     tokens = [*_SPECIAL_TOKENS, *alphabet]
     merges: list[list[str]] = []
@@ -116,8 +120,14 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
             if len(tokens) < vocab_size:
                 merges.append([first, second])
                 tokens.append(first + second)
+    for pair in [first + second for first in alphabet for second in alphabet]:
+        for byte in alphabet:
+            if len(tokens) >= vocab_size:
+                break
+            merges.append([pair, byte])
+            tokens.append(pair + byte)
     if len(tokens) != vocab_size:
-        raise ValueError(f"a vocabulary of {vocab_size} is too large or too small for pairs of bytes")
+        raise ValueError(f"a vocabulary of {vocab_size} is too large or too small for threes of bytes")
     document = {
         "version": "1.0",
         "added_tokens": [

@@ -84,8 +84,7 @@ def serving(arguments: list[str]) -> Iterator[Server]:
         command = [
             sys.executable,
             "-m",
-            "vorta",
-            "serve",
+            "vorta_server.serve",
             "--grpc-port",
             str(port),
             "--http-port",
