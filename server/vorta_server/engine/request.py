@@ -6,11 +6,14 @@ All are msgspec structs, so that a step's events are encoded without a conversio
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from vorta.errors import VortaError, error_class
-from vorta_server.engine.constraint import Grammar
+
+if TYPE_CHECKING:  # it needs numpy, which the front does without
+    from vorta_server.engine.constraint import Grammar
 
 __all__ = [
     "Delta",

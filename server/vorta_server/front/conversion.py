@@ -136,7 +136,7 @@ def chat_prompt(request: ChatRequest, card: ModelCard) -> Prompt:
     opens = request.add_generation_prompt if request.HasField("add_generation_prompt") else not continues
     return Prompt(
         messages=_messages(request.messages, card),
-        tools=_tools(request.tools),
+        tools=_tools(request.tools) if request.tool_choice.mode != common_pb2.TOOL_CHOICE_MODE_NONE else [],
         add_generation_prompt=opens,
         continue_final_message=continues,
     )

@@ -19,7 +19,7 @@ from vorta_server.front.reply import assistant_message
 from vorta_server.front.resume import LogReader, ResumeLog
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.registry import ServingModel
-from vorta_server.workers.protocol import Prompt, Submit
+from vorta_server.workers.protocol import OutputFormat, Prompt, Submit
 
 __all__ = ["Generation", "GenerationTable"]
 
@@ -178,6 +178,7 @@ class GenerationTable:
         log: ResumeLog | None = None,
         resume_window_s: float = 0.0,
         tool_names: Sequence[str] = (),
+        output_format: OutputFormat | None = None,
     ) -> Generation:
         """Sends a request to its worker. `sink` takes its events, of which one `Finished` is the last.
 
@@ -214,6 +215,7 @@ class GenerationTable:
                 sampling=sampling,
                 priority=priority,
                 deadline_s=deadline_s,
+                output_format=output_format,
             ),
             generation.put,
         )

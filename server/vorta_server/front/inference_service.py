@@ -21,6 +21,7 @@ from vorta_server.front.call import CallContext
 from vorta_server.front.deadline import DEADLINE_SLACK_S, unary_deadline
 from vorta_server.front.errors import error_from_finished
 from vorta_server.front.generation import Generation, GenerationTable
+from vorta_server.front.output_format import offered_tools, output_format
 from vorta_server.front.reply import StreamMessage, UnaryOutput, assistant_message, fill_unary, stream_message
 from vorta_server.front.resume import LogReader, ResumeBudget, ResumeLog
 from vorta_server.front.stream import StreamBuffer, WritePacer
@@ -94,7 +95,7 @@ class InferenceService:
         response.message.CopyFrom(
             assistant_message(
                 response.text,
-                tool_names=[tool.name for tool in request.tools],
+                tool_names=[tool.name for tool in offered_tools(request)],
                 id_prefix=f"call-{generation.request_id}",
             )
         )
@@ -114,7 +115,7 @@ class InferenceService:
         """Answers a conversation and streams the tokens."""
         target = self._target(request.model)
         prompt = conversion.chat_prompt(request, target.card)
-        tool_names = [tool.name for tool in request.tools]
+        tool_names = [tool.name for tool in offered_tools(request)]
         return self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse, tool_names)
 
     async def stream_answer(
@@ -125,6 +126,7 @@ class InferenceService:
         asked = answer_chat(request, [])
         conversion.chat_prompt(asked, target.card)  # what is wrong with the request is said before the search
         self._sampling(asked, target, call)
+        output_format(asked)
         async with unary_deadline(call):
             grounding = await self._grounder.find(request, target, call)
         first = inference_pb2.StreamAnswerResponse()
@@ -215,6 +217,7 @@ class InferenceService:
     ) -> tuple[Generation, UnaryOutput, Finished]:
         """Runs a request to its end. Raises what its caller sees instead of a reply."""
         sampling = self._sampling(request, target, call)
+        wanted = output_format(request)
         output = UnaryOutput(sampling.n)
         end: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
@@ -233,6 +236,7 @@ class InferenceService:
             priority=conversion.priority(request),
             deadline_s=call.deadline_s,
             sink=sink,
+            output_format=wanted,
         )
         try:
             async with unary_deadline(call):
@@ -255,6 +259,7 @@ class InferenceService:
         tool_names: Sequence[str] = (),
     ) -> AsyncGenerator[StreamMessage, None]:
         sampling = self._sampling(request, target, call)
+        wanted = output_format(request)
         window_s = conversion.resume_window_s(request)
         request_id = conversion.checked_request_id(request.request_id, required=False) or call.request_id
 
@@ -290,6 +295,7 @@ class InferenceService:
                 log=log,
                 resume_window_s=window_s,
                 tool_names=tool_names,
+                output_format=wanted,
             )
         except VortaError:
             if log is not None:

@@ -77,11 +77,16 @@ class ChatTemplate:
     def __init__(self, source: str | Mapping[str, str], *, special_tokens: Mapping[str, str]) -> None:
         sources = {"default": source} if isinstance(source, str) else dict(source)
         environment = _make_environment()
+        self._sources = tuple(sources.values())
         try:
             self._templates = {name: environment.from_string(text) for name, text in sources.items()}
         except jinja2.TemplateError as error:
             raise FailedPrecondition(f"The model's chat template is not valid: {error}") from error
         self._special_tokens = dict(special_tokens)
+
+    def mentions(self, text: str) -> bool:
+        """Whether the text stands in a template."""
+        return any(text in source for source in self._sources)
 
     def render(
         self,

@@ -19,6 +19,7 @@ import tokenizers
 
 from vorta.errors import FailedPrecondition, InvalidArgument
 from vorta_server.tokenization.chat_template import ChatTemplate
+from vorta_server.tokenization.grammar_text import CallStyle
 from vorta_server.tokenization.message import MessageLike, ToolSpecLike, message_dicts, tool_dicts
 from vorta_server.tokenization.token_bytes import bytes_per_token_bound, is_byte_level, make_token_bytes
 
@@ -101,6 +102,14 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
         return self._chat_template is not None
+
+    @property
+    def tool_call_style(self) -> CallStyle:
+        """How the model writes tool calls, by its chat template; Hermes's way where that does not tell."""
+        template = self._chat_template
+        if template is None or template.mentions("<tool_call>"):
+            return "hermes"
+        return "llama" if template.mentions('"parameters": ') or template.mentions("<|python_tag|>") else "hermes"
 
     @cached_property
     def generation_defaults(self) -> GenerationDefaults:

@@ -17,6 +17,7 @@ from vorta_server.engine.runner import ModelRunner
 from vorta_server.engine.scheduler import SchedulerConfig
 from vorta_server.runners.fake import FakeRunner, FakeRunnerConfig
 from vorta_server.tokenization.codec import Codec
+from vorta_server.tokenization.grammar import GrammarCompiler
 from vorta_server.tokenization.tokenizer import Tokenizer
 from vorta_server.workers.artifact import served_artifact
 from vorta_server.workers.config import WorkerConfig
@@ -37,6 +38,7 @@ class GenerationModel:
     engine: Engine
     codec: Codec
     card: ModelCard
+    formats: GrammarCompiler
 
 
 class _Vocabulary(Tokenizer):
@@ -108,7 +110,8 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
         ),
     )
     codec = Codec(vocabulary, vocab_size=info.vocab_size, max_model_len=info.max_model_len)
-    return GenerationModel(engine=engine, codec=codec, card=card)
+    formats = GrammarCompiler(vocabulary, vocab_size=info.vocab_size)
+    return GenerationModel(engine=engine, codec=codec, card=card, formats=formats)
 
 
 def _build_onnx(config: WorkerConfig) -> _Parts:

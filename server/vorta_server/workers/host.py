@@ -1,7 +1,8 @@
 """The host of a generation worker: one model's engine behind a socket.
 
-One thread does everything but the tokenization of long prompts: it reads messages between two steps, so that a cancel
-frees its KV memory before the next step, and a request's first token leaves in the step that made it.
+One thread does everything but the tokenization of long prompts and the compilation of formats: it reads messages
+between two steps, so that a cancel frees its KV memory before the next step, and a request's first token leaves in the
+step that made it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
-from vorta.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, VortaError
+from vorta.errors import DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted, Unavailable, VortaError
+from vorta_server.engine.constraint import Grammar
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Failure, Finished, FinishReason, GenerationRequest
 from vorta_server.workers.memory import rss_bytes
@@ -29,16 +31,18 @@ from vorta_server.workers.protocol import (
     FrontMessage,
     Hello,
     ModelCard,
+    OutputFormat,
     Prompt,
     Stats,
     Step,
     Submit,
     Tokenize,
     TokenizeReply,
+    ToolSpec,
 )
 from vorta_server.workers.transport import Connection, WorkerTransport
 
-__all__ = ["PromptCodec", "WorkerHost"]
+__all__ = ["FormatCompiler", "PromptCodec", "WorkerHost"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,26 @@ class PromptCodec(Protocol):
     def token_text(self, token_id: int) -> str:
         """One token's text."""
         ...
+
+
+class FormatCompiler(Protocol):
+    """Formats to grammars. Methods are called from two threads."""
+
+    def find(self, output_format: OutputFormat, tools: Sequence[ToolSpec]) -> Grammar | None:
+        """The grammar if it was compiled before, at once."""
+        ...
+
+    def compile(self, output_format: OutputFormat, tools: Sequence[ToolSpec]) -> Grammar:
+        """The grammar, which may take seconds. Raises a VortaError naming the field at fault."""
+        ...
+
+    def close(self) -> None:
+        """Ends what `compile` started. Idempotent."""
+        ...
+
+
+_Prepared = tuple[list[int], Grammar | None]
+"""A request's tokens, and the grammar of its format."""
 
 
 @dataclass(slots=True)
@@ -111,6 +135,7 @@ class WorkerHost:
         codec: Tokenizes.
         card: Announced to every front.
         transport: The socket.
+        formats: Compiles output formats; without it requests that have one are refused.
         flush_interval_s: As in `WorkerConfig`.
         max_pending_prompts: Long prompts that may wait for tokenization.
     """
@@ -122,6 +147,7 @@ class WorkerHost:
         codec: PromptCodec,
         card: ModelCard,
         transport: WorkerTransport,
+        formats: FormatCompiler | None = None,
         flush_interval_s: float = 0.004,
         max_pending_prompts: int = 256,
     ) -> None:
@@ -129,14 +155,16 @@ class WorkerHost:
         self._codec = codec
         self._card = card
         self._transport = transport
+        self._formats = formats
         self._flush_interval_s = flush_interval_s
         self._max_pending_prompts = max_pending_prompts
         self._owners: dict[str, Connection] = {}
         self._started: set[str] = set()
         self._outboxes: dict[int, tuple[Connection, _Outbox]] = {}
-        self._pending: dict[str, Future[list[int]]] = {}
+        self._pending: dict[str, Future[_Prepared]] = {}
         self._encoded: deque[Callable[[], None]] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._format_executor = ThreadPoolExecutor(1, thread_name_prefix="formats")
         self._num_calls = 0
         self._last_flush_s = 0.0
         self._last_stats_s = 0.0
@@ -153,6 +181,9 @@ class WorkerHost:
             self._finish_draining()
         finally:
             self._executor.shutdown(wait=False, cancel_futures=True)
+            self._format_executor.shutdown(wait=False, cancel_futures=True)
+            if self._formats is not None:
+                self._formats.close()
             self._transport.close()
 
     def stop(self) -> None:
@@ -223,20 +254,20 @@ class WorkerHost:
         if self._drain_until_s is not None:
             self._refuse(request_id, Unavailable("the server is shutting down", reason="DRAINING", retry_delay_s=1.0))
             return
-        if _text_bytes(message.prompt) <= _INLINE_TEXT_BYTES:
+        if self._is_quick(message):
             try:
-                token_ids = self._codec.encode(message.prompt)
+                prepared = self._prepare(message)
             except Exception as error:
                 self._refuse(request_id, error)
                 return
-            self._start(message, token_ids, arrival_s)
+            self._start(message, prepared, arrival_s)
             return
         if len(self._pending) >= self._max_pending_prompts:
             limit = ResourceExhausted("too many prompts wait for tokenization", retry_delay_s=1.0)
             self._refuse(request_id, limit)
             return
 
-        def encoded(future: Future[list[int]]) -> None:
+        def finished(future: Future[_Prepared]) -> None:
             def deliver() -> None:
                 if self._pending.pop(request_id, None) is None:
                     return  # cancelled meanwhile
@@ -249,11 +280,31 @@ class WorkerHost:
             self._encoded.append(deliver)
             self._transport.wake()
 
-        future = self._executor.submit(self._codec.encode, message.prompt)
+        # A format that takes long must not hold other requests' prompts up.
+        executor = self._executor if message.output_format is None else self._format_executor
+        future = executor.submit(self._prepare, message)
         self._pending[request_id] = future
-        future.add_done_callback(lambda done: None if done.cancelled() else encoded(done))
+        future.add_done_callback(lambda done: None if done.cancelled() else finished(done))
 
-    def _start(self, message: Submit, token_ids: list[int], arrival_s: float) -> None:
+    def _is_quick(self, message: Submit) -> bool:
+        """Whether a request can be prepared between two steps."""
+        if _text_bytes(message.prompt) > _INLINE_TEXT_BYTES:
+            return False
+        if message.output_format is None or self._formats is None:
+            return True
+        return self._formats.find(message.output_format, message.prompt.tools) is not None
+
+    def _prepare(self, message: Submit) -> _Prepared:
+        """Raises a VortaError naming the field at fault."""
+        token_ids = self._codec.encode(message.prompt)
+        if message.output_format is None:
+            return token_ids, None
+        if self._formats is None:
+            raise FailedPrecondition("this model's output cannot be constrained to a format", field="response_format")
+        return token_ids, self._formats.compile(message.output_format, message.prompt.tools)
+
+    def _start(self, message: Submit, prepared: _Prepared, arrival_s: float) -> None:
+        token_ids, grammar = prepared
         request = GenerationRequest(
             request_id=message.request_id,
             prompt_token_ids=token_ids,
@@ -261,6 +312,7 @@ class WorkerHost:
             priority=message.priority,
             deadline_s=message.deadline_s,
             arrival_s=arrival_s,
+            grammar=grammar,
         )
         try:
             started = self._engine.submit(request)

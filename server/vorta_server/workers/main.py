@@ -77,6 +77,7 @@ def _host(config: WorkerConfig) -> WorkerHost | CallHost:
         codec=model.codec,
         card=model.card,
         transport=WorkerTransport(socket_path),
+        formats=model.formats,
         flush_interval_s=config.flush_interval_s,
     )
 

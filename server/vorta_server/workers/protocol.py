@@ -38,6 +38,7 @@ __all__ = [
     "GenerationDefaults",
     "Hello",
     "ModelCard",
+    "OutputFormat",
     "Prompt",
     "Score",
     "ScoreReply",
@@ -103,6 +104,20 @@ class Prompt(msgspec.Struct, array_like=True, kw_only=True):
     add_special_tokens: bool = True
 
 
+class OutputFormat(msgspec.Struct, array_like=True):
+    """What the text must be.
+
+    Attributes:
+        kind: "json_object", "json_schema", "regex", "choice", "grammar", or "tool_call" for calls of the prompt's
+            tools.
+        text: The schema, expression or grammar; the one tool to call, empty for any.
+    """
+
+    kind: str
+    text: str = ""
+    choices: list[str] = []
+
+
 class Submit(msgspec.Struct, tag="submit", kw_only=True):
     """Starts a request. Answered by `Started`, `Delta`s and one `Finished`, or by `Finished` with a failure alone."""
 
@@ -111,6 +126,7 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
     sampling: SamplingParams
     priority: int = 0
     deadline_s: float | None = None
+    output_format: OutputFormat | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel"):

@@ -23,6 +23,7 @@ from vorta import errors
 from vorta.cli import main
 from vorta.cli.main import build_parser
 from vorta.cli.sampling import add_sampling
+from vorta.v1 import common_pb2
 
 
 def test_generate_prints_the_text(run: Run, server: FakeServer) -> None:
@@ -37,7 +38,7 @@ def test_generate_with_every_sampling_flag(run: Run, server: FakeServer) -> None
         "--min-tokens 1 --temperature 0 --top-p 0.5 --top-k 4 --min-p 0.1 --presence-penalty 1 --frequency-penalty 1 "
         "--repetition-penalty 2 --logit-bias 5=-1.5 --logit-bias 6=1 --seed 7 --stop a --stop b --stop-token-id 9 "
         "--include-stop --ignore-eos --n 2 --logprobs 1 --prompt-logprobs 2 --echo --priority -3 --deterministic "
-        "--no-skip-special-tokens --request-id r1 --max-tokens 2"
+        "--no-skip-special-tokens --request-id r1 --max-tokens 2 --regex [a-z]+"
     )
     assert run("generate", "hello", "--json", *flags.split())[0] == 0
     (request,) = server.calls["Generate"]
@@ -47,6 +48,36 @@ def test_generate_with_every_sampling_flag(run: Run, server: FakeServer) -> None
     assert unset == ["model", "prompt_token_ids"]
     assert (dict(request.logit_bias), request.stop, request.stop_token_ids) == ({5: -1.5, 6: 1.0}, ["a", "b"], [9])
     assert request.skip_special_tokens is False
+    assert request.response_format.regex == "[a-z]+"
+
+
+def test_format_flags(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('start: "a"')
+    for flags in (
+        ["--json-schema", str(schema)],
+        ["--grammar", str(grammar)],
+        ["--choice", "yes", "--choice", "no"],
+        ["--json-object"],
+    ):
+        assert run("chat", "hello", *flags)[0] == 0
+    formats = [request.response_format for request in server.calls["StreamChat"]]
+    assert [asked.WhichOneof("format") for asked in formats] == ["json_schema", "grammar", "choice", "json_object"]
+    assert (formats[0].json_schema, formats[1].grammar) == ('{"type": "object"}', 'start: "a"')
+    assert list(formats[2].choice.choices) == ["yes", "no"]
+    code, _, err = run("generate", "hello", "--json-schema", str(tmp_path / "absent"))
+    assert code != 0
+    assert "json_schema" in err
+    assert run("generate", "hello", "--json-object", "--regex", "a")[0] == 2
+
+
+def test_tool_choice(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "now"}]')
+    assert run("chat", "hello", "--tools", str(tools), "--tool-choice", "now")[0] == 0
+    (request,) = server.calls["StreamChat"]
+    assert (request.tool_choice.mode, request.tool_choice.name) == (common_pb2.TOOL_CHOICE_MODE_REQUIRED, "now")
 
 
 def test_generate_as_json(server: FakeServer) -> None:

@@ -267,8 +267,8 @@ export type ResponseFormat = Message<"vorta.v1.ResponseFormat"> & {
     case: "jsonSchema";
   } | {
     /**
-     * A regular expression that the whole text matches, of at most 16 KiB, in the syntax of Rust's regex crate, without
-     * anchors or look-around.
+     * A regular expression that the whole text matches, of at most 16 KiB, in the syntax of Rust's regex crate without
+     * boundaries; `\d` is an ASCII digit.
      *
      * @generated from field: string regex = 3;
      */
@@ -284,8 +284,7 @@ export type ResponseFormat = Message<"vorta.v1.ResponseFormat"> & {
     case: "choice";
   } | {
     /**
-     * A context-free grammar of at most 128 KiB, nested at most 64 deep: Lark with a rule `start`, or GBNF (EBNF with
-     * `::=`) with a rule `root`.
+     * A context-free grammar of at most 128 KiB: Lark with a rule `start`, or GBNF (EBNF with `::=`) with a rule `root`.
      *
      * @generated from field: string grammar = 5;
      */
@@ -320,8 +319,8 @@ export type ResponseFormatJson = {
   jsonSchema?: string;
 
   /**
-   * A regular expression that the whole text matches, of at most 16 KiB, in the syntax of Rust's regex crate, without
-   * anchors or look-around.
+   * A regular expression that the whole text matches, of at most 16 KiB, in the syntax of Rust's regex crate without
+   * boundaries; `\d` is an ASCII digit.
    *
    * @generated from field: string regex = 3;
    */
@@ -335,8 +334,7 @@ export type ResponseFormatJson = {
   choice?: ChoiceFormatJson;
 
   /**
-   * A context-free grammar of at most 128 KiB, nested at most 64 deep: Lark with a rule `start`, or GBNF (EBNF with
-   * `::=`) with a rule `root`.
+   * A context-free grammar of at most 128 KiB: Lark with a rule `start`, or GBNF (EBNF with `::=`) with a rule `root`.
    *
    * @generated from field: string grammar = 5;
    */
