@@ -1,11 +1,12 @@
 /** Sends calls: bearer key, deadline, cancellation, retries of idempotent ones; throws errors of `errors.ts` only. */
 
 import { create, type DescMessage, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
-import type { DescMethodServerStreaming, DescMethodUnary } from "@bufbuild/protobuf";
+import type { DescMethodBiDiStreaming, DescMethodServerStreaming, DescMethodUnary } from "@bufbuild/protobuf";
 import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
 
 import { openTransport } from "#transport";
 
+import { Window } from "./batches.js";
 import { Cancelled, DeadlineExceeded, InvalidArgument } from "./errors.js";
 import { Retrier, type RetryPolicy } from "./retry.js";
 import type { OpenTransport, TransportKind } from "./transport.js";
@@ -54,6 +55,18 @@ export class Deadline {
     }
     return remaining === Infinity ? undefined : Math.max(1, Math.ceil(remaining));
   }
+}
+
+/** What an exchange sends, and how much of it may wait for its answers. */
+export interface Exchange<I extends DescMessage, O extends DescMessage> {
+  /** Fields of a call's first message. */
+  readonly head: MessageInitShape<I>;
+  /** Taken as there is room; closed when the exchange ends. */
+  readonly requests: AsyncGenerator<MessageInitShape<I>, void, undefined>;
+  readonly maxWeight: number;
+  readonly weightOf: (request: MessageInitShape<I>) => number;
+  /** How much of what was sent a message answers. */
+  readonly answeredBy: (message: MessageShape<O>) => number;
 }
 
 /** One client's way to its server. */
@@ -116,27 +129,79 @@ export class Caller {
   }
 
   /** Opens a call whose replies stream, once. It is sent when the first message is asked for. */
-  async *stream<I extends DescMessage, O extends DescMessage>(
+  stream<I extends DescMessage, O extends DescMessage>(
     method: DescMethodServerStreaming<I, O>,
     request: MessageInitShape<I>,
     deadline: Deadline,
     signal: AbortSignal,
   ): AsyncGenerator<MessageShape<O>, void, undefined> {
     const message = create(method.input, request);
-    const done = new AbortController(); // a reader that leaves early ends the call
+    return this.#stream(method, only(message), deadline, signal);
+  }
+
+  /**
+   * Opens a call both of whose sides stream, once; where requests cannot stream, a call for each of them, one after the
+   * other. Throws what `requests` throws as it is.
+   */
+  async *exchange<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodBiDiStreaming<I, O>,
+    exchange: Exchange<I, O>,
+    deadline: Deadline,
+    signal: AbortSignal,
+  ): AsyncGenerator<MessageShape<O>, void, undefined> {
+    const { head, requests, weightOf, answeredBy, maxWeight } = exchange;
+    if (!this.#open.canStreamRequests) {
+      const single = { ...method, methodKind: "server_streaming" as const };
+      for await (const request of requests) {
+        yield* this.stream(single, { ...head, ...request }, deadline, signal);
+      }
+      return;
+    }
+    const done = new AbortController();
+    const window = new Window(maxWeight, done.signal);
+    let failure: { readonly error: unknown } | undefined;
+    async function* input(): AsyncGenerator<MessageShape<I>, void, undefined> {
+      for (let first: MessageInitShape<I> | undefined = head; ; first = undefined) {
+        const next = await requests.next().catch((error: unknown) => {
+          failure = { error };
+          done.abort();
+        });
+        if (!next || next.done || !(await window.take(weightOf(next.value)))) {
+          return;
+        }
+        yield create(method.input, { ...first, ...next.value });
+      }
+    }
+    try {
+      for await (const message of this.#stream(method, input(), deadline, signal, done)) {
+        window.give(answeredBy(message));
+        yield message;
+      }
+    } catch (error) {
+      throw failure === undefined ? error : failure.error;
+    } finally {
+      void requests.return(); // not waited for: its source may be waiting for who knows what
+    }
+  }
+
+  /** `done` ends the call; it is aborted with the call's end, whoever ends it. */
+  async *#stream<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodServerStreaming<I, O> | DescMethodBiDiStreaming<I, O>,
+    input: AsyncIterable<MessageShape<I>>,
+    deadline: Deadline,
+    signal: AbortSignal,
+    done = new AbortController(),
+  ): AsyncGenerator<MessageShape<O>, void, undefined> {
     const either = AbortSignal.any([signal, done.signal]);
     try {
       throwIfAborted(signal);
-      const input = (async function* () {
-        yield message;
-      })();
       const timeout = deadline.timeoutMs();
       const reply = await this.#open.transport.stream(method, either, timeout, this.#header, input);
       yield* reply.message;
     } catch (caught) {
       throw errorFromCall(caught, signal);
     } finally {
-      done.abort();
+      done.abort(); // a reader that leaves early ends the call
     }
   }
 
@@ -161,6 +226,10 @@ export function sleep(durationMs: number, signal: AbortSignal): Promise<void> {
     }, durationMs);
     signal.addEventListener("abort", stop, { once: true });
   });
+}
+
+async function* only<T>(message: T): AsyncGenerator<T, void, undefined> {
+  yield message;
 }
 
 function throwIfAborted(signal: AbortSignal): void {

@@ -1,14 +1,17 @@
 /** The client. */
 
 import { AnswerStream } from "./answer-stream.js";
+import type { Source } from "./batches.js";
 import { type CallOptions, Caller, type ClientOptions } from "./caller.js";
 import { Collections } from "./collections.js";
+import { type EmbedStream, embedStream } from "./embed-stream.js";
 import { enumValue } from "./enum.js";
 import { AdminService } from "./gen/vorta/v1/admin_pb.js";
 import {
   EmbeddingService,
   type Pooling,
   PoolingSchema,
+  type StreamRerankResponse,
   type TruncationSide,
   TruncationSideSchema,
   VectorEncoding,
@@ -18,13 +21,17 @@ import { GenerationStream } from "./generation-stream.js";
 import { Models } from "./models.js";
 import type {
   AnswerOptions,
+  ChatMessageInit,
   ChatOptions,
+  DetokenizeOptions,
   EmbedOptions,
   GenerateOptions,
   Messages,
   Prompt,
   RerankOptions,
+  StreamEmbedOptions,
   StreamOptions,
+  TokenizeOptions,
 } from "./options.js";
 import {
   chatMessages,
@@ -33,10 +40,12 @@ import {
   newRequestId,
   promptFields,
   samplingFields,
+  toolChoiceMessage,
   toolMessages,
 } from "./request.js";
-import { embeddings, generation, reranking, serverInfo } from "./response.js";
-import type { Embeddings, Generation, Reranking, ServerInfo } from "./result.js";
+import { embeddings, generation, reranking, rerankResult, serverInfo } from "./response.js";
+import type { Embeddings, Generation, Reranking, RerankResult, ServerInfo, Tokenization } from "./result.js";
+import { type Results, ResultStream } from "./result-stream.js";
 
 const RPC = InferenceService.method;
 
@@ -127,19 +136,55 @@ export class VortaClient {
   /** Turns texts, at most 2,048, into vectors. All or nothing: one bad text fails the call, and is named. */
   async embed(inputs: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
     const request = {
-      ...requestFields(options),
+      ...embedFields(options),
+      model: options.model,
       inputs: typeof inputs === "string" ? [inputs] : [...inputs],
-      truncationSide: enumValue<typeof TruncationSide>(TruncationSideSchema, options.truncationSide, "truncationSide"),
-      pooling: enumValue<typeof Pooling>(PoolingSchema, options.pooling, "pooling"),
-      encoding: VectorEncoding.PACKED,
     };
     return embeddings(await this.#caller.unary(EmbeddingService.method.embed, request, options));
+  }
+
+  /**
+   * Turns any number of texts into vectors as they come; results come as they are computed, each with its text's
+   * `index`. A bad text has a failure in its place and the stream goes on. Texts are taken as results are read. Over
+   * gRPC-Web each message is a call of its own.
+   */
+  streamEmbed(texts: Source<string>, options: StreamEmbedOptions = {}): EmbedStream {
+    return embedStream(this.#caller, texts, embedFields(options), options);
   }
 
   /** Ranks up to 2,048 documents by how well they answer a query, best first. */
   async rerank(query: string, documents: readonly string[], options: RerankOptions = {}): Promise<Reranking> {
     const request = { ...requestFields(options), query, documents: [...documents] };
     return reranking(await this.#caller.unary(EmbeddingService.method.rerank, request, options));
+  }
+
+  /** Ranks up to 65,536 documents: scores come as they are computed, in no order; `result()` is the ranking. */
+  streamRerank(
+    query: string,
+    documents: readonly string[],
+    options: RerankOptions = {},
+  ): ResultStream<RerankResult, Reranking> {
+    const request = { ...requestFields(options), query, documents: [...documents] };
+    return new ResultStream(this.#caller, options, (deadline, signal) =>
+      rerankResults(this.#caller.stream(EmbeddingService.method.streamRerank, request, deadline, signal)),
+    );
+  }
+
+  /** Splits plain text, or a conversation rendered with the model's chat template, into tokens. */
+  async tokenize(text: string | readonly ChatMessageInit[], options: TokenizeOptions = {}): Promise<Tokenization> {
+    const request = {
+      ...requestFields(options),
+      ...(typeof text === "string" ? { text } : { messages: chatMessages(text) }),
+      tools: toolMessages(options.tools),
+    };
+    const { tokenIds, tokens, count, maxModelLen } = await this.#caller.unary(RPC.tokenize, request, options);
+    return { tokenIds, tokens, count, maxModelLen };
+  }
+
+  /** Joins token ids to text. */
+  async detokenize(tokenIds: readonly number[], options: DetokenizeOptions = {}): Promise<string> {
+    const request = { ...requestFields(options), tokenIds: [...tokenIds] };
+    return (await this.#caller.unary(RPC.detokenize, request, options)).text;
   }
 
   /** The server's version, limits and state. */
@@ -159,6 +204,33 @@ function requestFields<T extends CallOptions>(options: T): Omit<T, keyof CallOpt
   return fields;
 }
 
+/** The options of embedding; vectors come packed. */
+function embedFields(options: EmbedOptions) {
+  const { normalize, truncate, dimensions, promptName, instruction } = options;
+  return {
+    normalize,
+    truncate,
+    dimensions,
+    promptName,
+    instruction,
+    truncationSide: enumValue<typeof TruncationSide>(TruncationSideSchema, options.truncationSide, "truncationSide"),
+    pooling: enumValue<typeof Pooling>(PoolingSchema, options.pooling, "pooling"),
+    encoding: VectorEncoding.PACKED,
+  };
+}
+
+async function* rerankResults(
+  messages: AsyncIterable<StreamRerankResponse>,
+): AsyncGenerator<Results<RerankResult, Reranking>, void, undefined> {
+  for await (const { event } of messages) {
+    if (event.case === "batch") {
+      yield { items: event.value.results.map(rerankResult) };
+    } else if (event.case === "finished") {
+      yield { items: [], summary: reranking(event.value) };
+    }
+  }
+}
+
 function generateFields(prompt: Prompt, options: GenerateOptions) {
   return { ...requestFields(options), ...samplingFields(options), ...promptFields(prompt) };
 }
@@ -169,6 +241,7 @@ function chatFields(messages: Messages, options: ChatOptions) {
     ...samplingFields(options),
     messages: chatMessages(messages),
     tools: toolMessages(options.tools),
+    toolChoice: toolChoiceMessage(options.toolChoice),
   };
 }
 

@@ -13,13 +13,16 @@
  */
 
 export { AnswerStream } from "./answer-stream.js";
+export type { BatchOptions, Source } from "./batches.js";
 export type { CallOptions, ClientOptions } from "./caller.js";
 export { VortaClient } from "./client.js";
 export { Collections, type Query } from "./collections.js";
+export type { EmbedStream } from "./embed-stream.js";
 export * from "./errors.js";
 export { GenerationStream } from "./generation-stream.js";
 export { type LoadModelOptions, Models } from "./models.js";
 export type * from "./options.js";
 export type * from "./result.js";
+export { ResultStream } from "./result-stream.js";
 export type { RetryPolicy } from "./retry.js";
 export type { TransportKind } from "./transport.js";

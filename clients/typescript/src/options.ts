@@ -4,10 +4,16 @@
 
 import type { JsonObject } from "@bufbuild/protobuf";
 
+import type { BatchOptions } from "./batches.js";
 import type { CallOptions } from "./caller.js";
 import type { EnumName } from "./enum.js";
 import type { EmbedRequest, Pooling, RerankRequest, TruncationSide } from "./gen/vorta/v1/embedding_pb.js";
-import type { GenerateRequest, StreamAnswerRequest } from "./gen/vorta/v1/inference_pb.js";
+import type {
+  DetokenizeRequest,
+  GenerateRequest,
+  StreamAnswerRequest,
+  TokenizeRequest,
+} from "./gen/vorta/v1/inference_pb.js";
 import type {
   Distance,
   FieldType,
@@ -18,42 +24,52 @@ import type {
   SearchRequest,
 } from "./gen/vorta/v1/vector_pb.js";
 
+/**
+ * What the text must be; one of these. A JSON Schema may be JSON text; a grammar is Lark with a rule `start`, or GBNF
+ * with a rule `root`.
+ */
+export type ResponseFormatInit =
+  | { readonly jsonObject: true }
+  | { readonly jsonSchema: JsonObject | boolean | string }
+  | { readonly regex: string }
+  | { readonly choice: readonly string[] }
+  | { readonly grammar: string };
+
 /** Fields whose types are friendlier than the messages' own. */
 interface Loosened {
   /** Seeds the sampler of this request. Default: drawn by the server. */
   readonly seed?: number | bigint;
   /** Strings that end the text where they first appear; one may stand alone. */
   readonly stop?: string | readonly string[];
+  /** What the text must be. Default: any text. */
+  readonly responseFormat?: ResponseFormatInit;
 }
 
 type Fields<M, K extends keyof M> = Readonly<Partial<Pick<M, K>>>;
 
+/** What every way to generate takes. */
+type SamplingField =
+  | "maxTokens"
+  | "minTokens"
+  | "temperature"
+  | "topP"
+  | "topK"
+  | "minP"
+  | "presencePenalty"
+  | "frequencyPenalty"
+  | "repetitionPenalty"
+  | "logitBias"
+  | "stopTokenIds"
+  | "includeStop"
+  | "ignoreEos"
+  | "logprobs"
+  | "priority"
+  | "deterministic"
+  | "skipSpecialTokens"
+  | "requestId";
+
 /** How to generate. */
-export type Sampling = Loosened &
-  Fields<
-    GenerateRequest,
-    | "maxTokens"
-    | "minTokens"
-    | "temperature"
-    | "topP"
-    | "topK"
-    | "minP"
-    | "presencePenalty"
-    | "frequencyPenalty"
-    | "repetitionPenalty"
-    | "logitBias"
-    | "stopTokenIds"
-    | "includeStop"
-    | "ignoreEos"
-    | "n"
-    | "logprobs"
-    | "promptLogprobs"
-    | "echo"
-    | "priority"
-    | "deterministic"
-    | "skipSpecialTokens"
-    | "requestId"
-  >;
+export type Sampling = Loosened & Fields<GenerateRequest, SamplingField | "n" | "promptLogprobs" | "echo">;
 
 /** A prompt: text, or token ids of the model's vocabulary. */
 export type Prompt = string | readonly number[];
@@ -93,11 +109,24 @@ export interface GenerateOptions extends Sampling, CallOptions {
 export interface ChatOptions extends GenerateOptions {
   /** Functions that the model may call. */
   readonly tools?: readonly ToolInit[];
+  /** Whether the answer calls tools, or which one it calls. Default: auto. */
+  readonly toolChoice?: "auto" | "none" | "required" | { readonly name: string };
   /** Open the assistant's turn after the last message. Default: yes. */
   readonly addGenerationPrompt?: boolean;
   /** Continue the text of the last message instead. Default: no. */
   readonly continueFinalMessage?: boolean;
 }
+
+/** Options of tokenize(). */
+export interface TokenizeOptions
+  extends CallOptions,
+    Fields<TokenizeRequest, "model" | "addSpecialTokens" | "addGenerationPrompt"> {
+  /** For the chat template. */
+  readonly tools?: readonly ToolInit[];
+}
+
+/** Options of detokenize(). */
+export interface DetokenizeOptions extends CallOptions, Fields<DetokenizeRequest, "model" | "skipSpecialTokens"> {}
 
 /** What streams take besides. */
 export interface StreamOptions {
@@ -119,7 +148,10 @@ export interface EmbedOptions
   readonly pooling?: EnumName<typeof Pooling>;
 }
 
-/** Options of rerank(). */
+/** Options of streamEmbed(); messages are of 1 to 2,048 texts, 256 by default. */
+export interface StreamEmbedOptions extends EmbedOptions, BatchOptions {}
+
+/** Options of rerank() and streamRerank(). */
 export interface RerankOptions
   extends CallOptions,
     Fields<RerankRequest, "topN" | "returnDocuments" | "maxTokensPerDoc" | "rawScores"> {
@@ -133,40 +165,31 @@ export interface RerankOptions
  */
 export type Filter = FilterJson;
 
+/** Which points. */
+interface Filtered {
+  /** Only points that pass. */
+  readonly filter?: Filter;
+}
+
+/** What of points comes back. */
+interface WithParts {
+  /** Default: yes. */
+  readonly withPayload?: boolean;
+  /** Default: no. */
+  readonly withVector?: boolean;
+}
+
 /** Options of streamAnswer(). */
 export interface AnswerOptions
   extends CallOptions,
     Loosened,
+    Filtered,
     Fields<
       StreamAnswerRequest,
-      | "limit"
-      | "scoreThreshold"
-      | "hybrid"
-      | "textField"
-      | "instruction"
-      | "maxTokens"
-      | "minTokens"
-      | "temperature"
-      | "topP"
-      | "topK"
-      | "minP"
-      | "presencePenalty"
-      | "frequencyPenalty"
-      | "repetitionPenalty"
-      | "logitBias"
-      | "stopTokenIds"
-      | "includeStop"
-      | "ignoreEos"
-      | "logprobs"
-      | "priority"
-      | "deterministic"
-      | "skipSpecialTokens"
-      | "requestId"
+      SamplingField | "limit" | "scoreThreshold" | "hybrid" | "textField" | "instruction"
     > {
   /** The generation model. Default: the server's. */
   readonly model?: string;
-  /** Only points that pass. */
-  readonly filter?: Filter;
 }
 
 /** Numbers in any container. */
@@ -222,25 +245,29 @@ export interface WriteOptions extends CallOptions {
   readonly wait?: boolean;
 }
 
-/** Options of collections.search(). */
+/** Options of collections.streamUpsert(); batches are of 1 to 10,000 points, 500 by default. */
+export interface StreamUpsertOptions extends CallOptions, BatchOptions {}
+
+/** Options of collections.getPoints(). */
+export interface GetPointsOptions extends CallOptions, WithParts {}
+
+/** Options of collections.restoreSnapshot(). */
+export interface RestoreSnapshotOptions extends CallOptions {
+  /** Name of the collection that gets the snapshot's content. Default: the one that it was made of. */
+  readonly target?: string;
+  /** Replace a collection of that name, which is otherwise AlreadyExists. Default: no. */
+  readonly replace?: boolean;
+}
+
+/** Options of collections.search() and collections.batchSearch(). */
 export interface SearchOptions
   extends CallOptions,
+    Filtered,
+    WithParts,
     Fields<
       SearchRequest,
-      | "limit"
-      | "offset"
-      | "scoreThreshold"
-      | "exact"
-      | "efSearch"
-      | "numProbes"
-      | "withPayload"
-      | "withVector"
-      | "groupBy"
-      | "groupSize"
-    > {
-  /** Only points that pass. */
-  readonly filter?: Filter;
-}
+      "limit" | "offset" | "scoreThreshold" | "exact" | "efSearch" | "numProbes" | "groupBy" | "groupSize"
+    > {}
 
 /** Options of collections.hybridSearch(). */
 export interface HybridSearchOptions
@@ -253,13 +280,10 @@ export interface HybridSearchOptions
 }
 
 /** Options of collections.scroll(). */
-export interface ScrollOptions extends CallOptions {
-  /** Only points that pass. */
-  readonly filter?: Filter;
+export interface ScrollOptions extends CallOptions, Filtered, WithParts {
   /** Points of a page, 1 to 10,000. Default 100. */
   readonly pageSize?: number;
-  /** Default: yes. */
-  readonly withPayload?: boolean;
-  /** Default: no. */
-  readonly withVector?: boolean;
 }
+
+/** Options of collections.count(). */
+export interface CountOptions extends CallOptions, Filtered {}

@@ -1,11 +1,32 @@
 /** From callers' arguments to the contract's requests. */
 
-import { fromJson, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, fromJson, type MessageInitShape } from "@bufbuild/protobuf";
 
+import { enumValue } from "./enum.js";
 import { InvalidArgument } from "./errors.js";
-import type { ChatMessageSchema, ToolSchema } from "./gen/vorta/v1/common_pb.js";
+import {
+  type ChatMessageSchema,
+  ChoiceFormatSchema,
+  JsonObjectFormatSchema,
+  type ResponseFormat,
+  ToolChoiceMode,
+  ToolChoiceModeSchema,
+  type ToolChoiceSchema,
+  type ToolSchema,
+} from "./gen/vorta/v1/common_pb.js";
 import { type Filter as FilterMessage, FilterSchema, type PointSchema } from "./gen/vorta/v1/vector_pb.js";
-import type { ChatMessageInit, Filter, Messages, PointInit, Prompt, ToolInit, Vector } from "./options.js";
+import type {
+  ChatMessageInit,
+  ChatOptions,
+  Filter,
+  Messages,
+  PointInit,
+  Prompt,
+  ResponseFormatInit,
+  Sampling,
+  ToolInit,
+  Vector,
+} from "./options.js";
 
 /** For how long a stream's request outlives a broken connection when the caller does not say, in seconds. */
 export const DEFAULT_RESUME_WINDOW_S = 10;
@@ -16,15 +37,38 @@ export function promptFields(prompt: Prompt): { prompt?: string; promptTokenIds?
 }
 
 /** The sampling fields whose types are loosened for callers. */
-export function samplingFields(options: { seed?: number | bigint; stop?: string | readonly string[] }): {
-  seed: bigint | undefined;
-  stop: string[] | undefined;
-} {
-  const { seed, stop } = options;
+export function samplingFields(options: Pick<Sampling, "seed" | "stop" | "responseFormat">) {
+  const { seed, stop, responseFormat } = options;
   return {
     seed: seed === undefined ? undefined : toInt64(seed, "seed"),
     stop: stop === undefined ? undefined : typeof stop === "string" ? [stop] : [...stop],
+    responseFormat: responseFormat && { format: formatOneof(responseFormat) },
   };
+}
+
+function formatOneof(init: ResponseFormatInit): ResponseFormat["format"] {
+  if ("jsonObject" in init) {
+    return { case: "jsonObject", value: create(JsonObjectFormatSchema) };
+  }
+  if ("jsonSchema" in init) {
+    const { jsonSchema } = init;
+    return { case: "jsonSchema", value: typeof jsonSchema === "string" ? jsonSchema : JSON.stringify(jsonSchema) };
+  }
+  if ("choice" in init) {
+    return { case: "choice", value: create(ChoiceFormatSchema, { choices: [...init.choice] }) };
+  }
+  return "regex" in init ? { case: "regex", value: init.regex } : { case: "grammar", value: init.grammar };
+}
+
+/** Whether the answer calls tools, and which. */
+export function toolChoiceMessage(
+  choice: ChatOptions["toolChoice"],
+): MessageInitShape<typeof ToolChoiceSchema> | undefined {
+  if (typeof choice === "object") {
+    return { mode: ToolChoiceMode.REQUIRED, name: choice.name };
+  }
+  const mode = enumValue<typeof ToolChoiceMode>(ToolChoiceModeSchema, choice, "toolChoice");
+  return mode === undefined ? undefined : { mode };
 }
 
 /** The messages of a conversation. */

@@ -18,7 +18,13 @@ import {
   type Usage,
   UsageSchema,
 } from "./gen/vorta/v1/common_pb.js";
-import type { EmbedResponse, RerankResponse } from "./gen/vorta/v1/embedding_pb.js";
+import type {
+  Embedding as EmbeddingMessage,
+  EmbedResponse,
+  InputFailure,
+  RerankResponse,
+  RerankResult as RerankResultMessage,
+} from "./gen/vorta/v1/embedding_pb.js";
 import type { ChatResponse, GenerateResponse } from "./gen/vorta/v1/inference_pb.js";
 import {
   type Collection,
@@ -31,12 +37,16 @@ import {
   type IndexOptions as IndexMessage,
   IndexKindSchema,
   type Point as PointMessage,
+  type SearchResponse,
+  type Snapshot as SnapshotMessage,
 } from "./gen/vorta/v1/vector_pb.js";
 import type { IndexOptions } from "./options.js";
 import type {
   CollectionInfo,
   CollectionStats,
   Delta,
+  Embedding,
+  EmbeddingFailure,
   Embeddings,
   Finished,
   FinishReason,
@@ -48,8 +58,11 @@ import type {
   Payload,
   Point,
   Reranking,
+  RerankResult,
+  SearchResult,
   SequenceOutput,
   ServerInfo,
+  Snapshot,
   Started,
   StopMatch,
 } from "./result.js";
@@ -146,31 +159,42 @@ export function errorOf(end: Finished): VortaError | undefined {
   }
 }
 
-/** Of an EmbedResponse with packed vectors. */
-export function embeddings(response: EmbedResponse): Embeddings {
-  const listed = response.embeddings.map((message) => ({
-    index: Number(message.index),
+/** Of an Embedding with a packed vector; `first` inputs came in calls before this one. */
+export function embedding(message: EmbeddingMessage, first = 0): Embedding {
+  return {
+    index: first + Number(message.index),
     vector: unpackVector(message.packed),
     numTokens: message.numTokens,
     numTruncatedTokens: message.numTruncatedTokens,
-  }));
+  };
+}
+
+/** Of an InputFailure; `first` as in `embedding`. */
+export function embeddingFailure(message: InputFailure, first = 0): EmbeddingFailure {
+  const { reason = "INTERNAL", message: text = "", retryable = false } = message.error ?? {};
+  return { index: first + Number(message.index), error: errorFromReason(reason, text, retryable) };
+}
+
+/** Of an EmbedResponse with packed vectors. */
+export function embeddings(response: EmbedResponse): Embeddings {
+  const listed = response.embeddings.map((message) => embedding(message));
   return {
     model: response.model,
     embeddings: listed,
-    vectors: listed.map((embedding) => embedding.vector),
+    vectors: listed.map((one) => one.vector),
     dimensions: response.dimensions,
     usage: usage(response.usage),
   };
 }
 
+/** Of a RerankResult. */
+export function rerankResult({ index, relevanceScore, document }: RerankResultMessage): RerankResult {
+  return { index, relevanceScore, text: document?.text };
+}
+
 /** Of a RerankResponse. */
 export function reranking(response: RerankResponse): Reranking {
-  const results = response.results.map(({ index, relevanceScore, document }) => ({
-    index,
-    relevanceScore,
-    text: document?.text,
-  }));
-  return { model: response.model, results, usage: usage(response.usage) };
+  return { model: response.model, results: response.results.map(rerankResult), usage: usage(response.usage) };
 }
 
 /** Of a Collection. */
@@ -187,8 +211,44 @@ export function collection(message: Collection | undefined): CollectionInfo {
     description: message?.description ?? "",
     aliases: message?.aliases ?? [],
     createdTime: new Date((message?.createdTimeS ?? 0) * 1000),
-    stats: stats(message?.stats ?? create(CollectionStatsSchema)),
+    stats: collectionStats(message?.stats),
   };
+}
+
+/** Of a CollectionStats; zeros for none. */
+export function collectionStats(stats: StatsMessage | undefined): CollectionStats {
+  const message = stats ?? create(CollectionStatsSchema);
+  return {
+    numPoints: Number(message.numPoints),
+    numDeleted: Number(message.numDeleted),
+    numUnindexed: Number(message.numUnindexed),
+    numSegments: message.numSegments,
+    indexKind: enumName(IndexKindSchema, message.indexKind),
+    isBuilding: message.isBuilding,
+    buildProgress: message.buildProgress,
+    sequence: Number(message.sequence),
+    snapshotSequence: Number(message.snapshotSequence),
+    diskBytes: Number(message.diskBytes),
+    memoryBytes: Number(message.memoryBytes),
+    vectorBytes: Number(message.vectorBytes),
+  };
+}
+
+/** Of a Snapshot. */
+export function snapshot(message: SnapshotMessage | undefined): Snapshot {
+  return {
+    name: message?.snapshot ?? "",
+    collection: message?.collection ?? "",
+    createdTime: new Date((message?.createdTimeS ?? 0) * 1000),
+    numPoints: Number(message?.numPoints ?? 0),
+    sequence: Number(message?.sequence ?? 0),
+    sizeBytes: Number(message?.sizeBytes ?? 0),
+  };
+}
+
+/** Of a SearchResponse. */
+export function searchResult({ hits, groups, strategy }: SearchResponse): SearchResult {
+  return { hits: hits.map(hit), groups: groups.map(hitGroup), strategy };
 }
 
 /** Of a Hit whose payload and vector are compact. */
@@ -302,23 +362,6 @@ function sequence(message: SequenceMessage): SequenceOutput {
 function indexOptions(message: IndexMessage | undefined): IndexOptions {
   const { m, efConstruction, efSearch, numLists, numProbes } = message ?? {};
   return { kind: enumName(IndexKindSchema, message?.kind ?? 0), m, efConstruction, efSearch, numLists, numProbes };
-}
-
-function stats(message: StatsMessage): CollectionStats {
-  return {
-    numPoints: Number(message.numPoints),
-    numDeleted: Number(message.numDeleted),
-    numUnindexed: Number(message.numUnindexed),
-    numSegments: message.numSegments,
-    indexKind: enumName(IndexKindSchema, message.indexKind),
-    isBuilding: message.isBuilding,
-    buildProgress: message.buildProgress,
-    sequence: Number(message.sequence),
-    snapshotSequence: Number(message.snapshotSequence),
-    diskBytes: Number(message.diskBytes),
-    memoryBytes: Number(message.memoryBytes),
-    vectorBytes: Number(message.vectorBytes),
-  };
 }
 
 function payload(message: HitMessage | PointMessage): Payload {

@@ -1,6 +1,7 @@
 /** What calls return: plain values. */
 
 import type { EnumName } from "./enum.js";
+import type { VortaError } from "./errors.js";
 import type { ModelKind as ModelKindEnum, ModelState as ModelStateEnum } from "./gen/vorta/v1/admin_pb.js";
 import type {
   ChatMessage,
@@ -150,6 +151,16 @@ export interface Answer {
   readonly timings: Timings;
 }
 
+/** A text as tokens. */
+export interface Tokenization {
+  readonly tokenIds: readonly number[];
+  /** The text of each token; bytes that are not UTF-8 by themselves appear as U+FFFD. */
+  readonly tokens: readonly string[];
+  readonly count: number;
+  /** The model's context length in tokens. */
+  readonly maxModelLen: number;
+}
+
 /** One text's vector. */
 export interface Embedding {
   /** Which input, from 0. */
@@ -168,6 +179,23 @@ export interface Embeddings {
   readonly embeddings: readonly Embedding[];
   /** The vectors alone. */
   readonly vectors: readonly Float32Array[];
+  /** Numbers of each vector. */
+  readonly dimensions: number;
+  readonly usage: Usage;
+}
+
+/** A text of a stream that has no vector, and why. */
+export interface EmbeddingFailure {
+  /** Which input, from 0. */
+  readonly index: number;
+  readonly error: VortaError;
+}
+
+/** The end of a stream of embeddings. */
+export interface EmbeddingSummary {
+  readonly model: string;
+  readonly numInputs: number;
+  readonly numFailures: number;
   /** Numbers of each vector. */
   readonly dimensions: number;
   readonly usage: Usage;
@@ -236,6 +264,31 @@ export interface WriteResult {
   readonly count: number;
   /** Number of the write. */
   readonly sequence: number;
+}
+
+/** One batch of a stream is on disk and visible. */
+export interface UpsertAck extends WriteResult {
+  /** Which batch, from 0. */
+  readonly index: number;
+}
+
+/** A second name of a collection. */
+export interface Alias {
+  readonly alias: string;
+  /** The collection. */
+  readonly collection: string;
+}
+
+/** A kept state of a collection. */
+export interface Snapshot {
+  readonly name: string;
+  /** The collection that it was made of. */
+  readonly collection: string;
+  readonly createdTime: Date;
+  readonly numPoints: number;
+  /** Number of the last write in it. */
+  readonly sequence: number;
+  readonly sizeBytes: number;
 }
 
 /** A point's payload: JSON values. */

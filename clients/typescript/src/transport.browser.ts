@@ -13,5 +13,6 @@ export function openTransport(baseUrl: string, kind: TransportKind = "grpc-web")
       field: "transport",
     });
   }
-  return { transport: createGrpcWebTransport({ baseUrl, useBinaryFormat: true }), close: () => undefined };
+  const transport = createGrpcWebTransport({ baseUrl, useBinaryFormat: true });
+  return { transport, canStreamRequests: false, close: () => undefined };
 }

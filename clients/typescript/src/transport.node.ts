@@ -11,10 +11,13 @@ export function openTransport(baseUrl: string, kind: TransportKind = "grpc"): Op
     case "grpc": {
       // A connection whose peer is gone without a word is noticed by pings, while calls are open.
       const sessionManager = new Http2SessionManager(baseUrl, { pingIntervalMs: 60_000, pingTimeoutMs: 20_000 });
-      return { transport: createGrpcTransport({ baseUrl, sessionManager }), close: () => sessionManager.abort() };
+      const transport = createGrpcTransport({ baseUrl, sessionManager });
+      return { transport, canStreamRequests: true, close: () => sessionManager.abort() };
     }
-    case "grpc-web":
-      return { transport: createGrpcWebTransport({ baseUrl, httpVersion: "1.1" }), close: () => undefined };
+    case "grpc-web": {
+      const transport = createGrpcWebTransport({ baseUrl, httpVersion: "1.1" });
+      return { transport, canStreamRequests: false, close: () => undefined };
+    }
     default:
       throw new InvalidArgument(`transport must be "grpc" or "grpc-web", not ${JSON.stringify(kind)}`, {
         reason: "INVALID_FIELD",

@@ -8,5 +8,7 @@ export type TransportKind = "grpc" | "grpc-web";
 /** A transport and how to close its connections. */
 export interface OpenTransport {
   readonly transport: Transport;
+  /** Whether a call may send more than one message: gRPC-Web's may not. */
+  readonly canStreamRequests: boolean;
   readonly close: () => void;
 }

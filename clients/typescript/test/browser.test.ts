@@ -104,6 +104,25 @@ describe("browser", { skip: existsSync(CHROMIUM_BIN) ? false : `no browser at ${
     assert.equal(dimensions, 64);
   });
 
+  it("streams texts and points, a call for each batch", async () => {
+    const seen = await page.evaluate(async (baseUrl) => {
+      const client = new vorta.VortaClient({ baseUrl });
+      const stream = client.streamEmbed(["a", "b", "c"], { batchSize: 2 });
+      const indexes: number[] = [];
+      for await (const { index } of stream) {
+        indexes.push(index);
+      }
+      await client.collections.create("browser", { dimension: 1 });
+      const points = ["x", "y", "z"].map((id) => ({ id, vector: [1] }));
+      const counts: number[] = [];
+      for await (const { count } of client.collections.streamUpsert("browser", points, { batchSize: 2 })) {
+        counts.push(count);
+      }
+      return { indexes, numInputs: (await stream.result()).numInputs, counts };
+    }, server.httpUrl);
+    assert.deepEqual(seen, { indexes: [0, 1, 2], numInputs: 3, counts: [2, 1] });
+  });
+
   it("throws typed errors", async () => {
     const seen = await page.evaluate(async (baseUrl) => {
       const client = new vorta.VortaClient({ baseUrl });

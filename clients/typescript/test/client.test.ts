@@ -336,6 +336,174 @@ for (const transport of ["grpc", "grpc-web"] satisfies TransportKind[]) {
       );
     });
 
+    it("splits text and conversations into tokens, and joins them", async () => {
+      const { tokenIds, tokens, count, maxModelLen } = await client.tokenize("hello", { addSpecialTokens: false });
+      assert.equal(tokens.join(""), "hello");
+      assert.equal(tokenIds.length, count);
+      assert.ok(maxModelLen > count);
+      assert.equal(await client.detokenize(tokenIds), "hello");
+      const chat = await client.tokenize([{ role: "user", content: "hello" }]);
+      assert.ok(chat.count > count);
+      await assert.rejects(client.detokenize([-1]), (error) => error instanceof InvalidArgument && error.field === "token_ids[0]");
+    });
+
+    it("embeds any number of texts as they come", async () => {
+      async function* texts() {
+        for (let place = 0; place < 25; place += 1) {
+          yield place === 13 ? "" : `text ${place}`;
+        }
+      }
+      const stream = client.streamEmbed(texts(), { batchSize: 4, maxInFlight: 2, dimensions: 4 });
+      const vectors = new Map<number, Float32Array>();
+      const failures: unknown[] = [];
+      for await (const result of stream) {
+        if ("error" in result) {
+          failures.push([result.index, result.error.name]);
+        } else {
+          vectors.set(result.index, result.vector);
+        }
+      }
+      assert.deepEqual(failures, [[13, "InvalidArgument"]]);
+      assert.deepEqual(
+        [...vectors.keys()].sort((a, b) => a - b),
+        Array.from({ length: 25 }, (_, place) => place).filter((place) => place !== 13),
+      );
+      assert.deepEqual(vectors.get(21), (await client.embed("text 21", { dimensions: 4 })).vectors[0]);
+      const { model, numInputs, numFailures, dimensions, usage } = await stream.result();
+      assert.deepEqual([model, numInputs, numFailures, dimensions], ["e", 25, 1, 4]);
+      assert.ok(usage.promptTokens > 24);
+    });
+
+    it("ends a stream of embeddings as it should", async () => {
+      const nothing = await client.streamEmbed([]).result();
+      assert.deepEqual([nothing.model, nothing.numInputs], ["e", 0]);
+      assert.equal((await client.streamEmbed("one text").result()).numInputs, 1);
+      await assert.rejects(client.streamEmbed(["a"], { model: "nope" }).result(), NotFound);
+      assert.throws(
+        () => client.streamEmbed(["a"], { batchSize: 0 }),
+        (error) => error instanceof InvalidArgument && error.field === "batchSize",
+      );
+      function* broken() {
+        yield* ["a", "b"];
+        throw new RangeError("of the caller");
+      }
+      await assert.rejects(client.streamEmbed(broken(), { batchSize: 1 }).result(), RangeError);
+      let numTaken = 0;
+      let isClosed = false;
+      function* endless() {
+        try {
+          for (;;) {
+            numTaken += 1;
+            yield "again";
+          }
+        } finally {
+          isClosed = true;
+        }
+      }
+      for await (const result of client.streamEmbed(endless(), { batchSize: 2, maxInFlight: 2 })) {
+        if (result.index > 20) {
+          break;
+        }
+      }
+      assert.ok(numTaken < 100, `${numTaken} texts were taken`);
+      await new Promise((resolve) => setImmediate(resolve));
+      assert.ok(isClosed);
+      const abort = new AbortController();
+      const aborted = client.streamEmbed(endless(), { batchSize: 2, signal: abort.signal });
+      await aborted.next();
+      abort.abort();
+      await assert.rejects(aborted.result(), Cancelled);
+    });
+
+    it("ranks as scores come", async () => {
+      const documents = Array.from({ length: 300 }, (_, place) => `document ${place}`);
+      const stream = client.streamRerank("query", documents, { topN: 3, returnDocuments: true });
+      const scores = new Map<number, number>();
+      for await (const { index, relevanceScore } of stream) {
+        scores.set(index, relevanceScore);
+      }
+      assert.equal(scores.size, 300);
+      const { results } = await stream.result();
+      assert.equal(results.length, 3);
+      assert.equal(results[0]?.relevanceScore, Math.max(...scores.values()));
+      assert.ok(results.every(({ index, text }) => text === documents[index]));
+    });
+
+    it("upserts any number of points, in batches", async () => {
+      const { collections } = client;
+      const name = `stream-${transport}`;
+      await collections.create(name, { dimension: 2 });
+      const point = (place: number) => ({ id: `p${place}`, vector: place === 13 ? [1] : [place, 1] });
+      function* points(from: number, to: number) {
+        for (let place = from; place < to; place += 1) {
+          yield point(place);
+        }
+      }
+      const counts: number[][] = [];
+      for await (const { index, count, sequence } of collections.streamUpsert(name, points(0, 10), { batchSize: 4 })) {
+        counts.push([index, count]);
+        assert.ok(sequence > 0);
+      }
+      assert.deepEqual(counts, [
+        [0, 4],
+        [1, 4],
+        [2, 2],
+      ]);
+      let numAcks = 0;
+      await assert.rejects(
+        async () => {
+          for await (const _ of collections.streamUpsert(name, points(10, 20), { batchSize: 2, maxInFlight: 1 })) {
+            numAcks += 1;
+          }
+        },
+        (error) => error instanceof InvalidArgument && error.reason === "DIMENSION_MISMATCH",
+      );
+      assert.equal(numAcks, 1);
+      assert.equal((await collections.stats(name)).numPoints, 12);
+      for await (const _ of collections.streamUpsert(name, [])) {
+        assert.fail("an answer to nothing");
+      }
+
+      const found = await collections.getPoints(name, ["p3", "nope", "p1"], { withVector: true });
+      assert.deepEqual(
+        found.map(({ id }) => id),
+        ["p3", "p1"],
+      );
+      const results = await collections.batchSearch(name, [{ id: "p3" }, { id: "p1" }], { limit: 2 });
+      assert.deepEqual(
+        results[1]?.hits,
+        (await collections.search(name, { id: "p1" }, { limit: 2 })).hits,
+      );
+      await collections.delete(name);
+    });
+
+    it("keeps aliases and snapshots", async () => {
+      const { collections } = client;
+      const name = `kept-${transport}`;
+      const alias = `alias-${transport}`;
+      await collections.create(name, { dimension: 2 });
+      await collections.upsert(name, [{ id: "a", vector: [1, 2] }]);
+      await collections.swapAlias(alias, name);
+      assert.ok((await collections.listAliases()).some((one) => one.alias === alias && one.collection === name));
+      assert.deepEqual((await collections.get(alias)).aliases, [alias]);
+      await collections.deleteAlias(alias);
+      await assert.rejects(collections.deleteAlias(alias), (error) => error instanceof NotFound && error.reason === "ALIAS_NOT_FOUND");
+
+      const snapshot = await collections.createSnapshot(name);
+      assert.deepEqual([snapshot.collection, snapshot.numPoints], [name, 1]);
+      assert.ok(snapshot.sizeBytes > 0 && snapshot.createdTime.getTime() > 0);
+      assert.deepEqual(await collections.listSnapshots(name), [snapshot]);
+      await collections.deletePoints(name, { ids: ["a"] });
+      await assert.rejects(collections.restoreSnapshot(name, snapshot.name), AlreadyExists);
+      assert.equal((await collections.restoreSnapshot(name, snapshot.name, { replace: true })).stats.numPoints, 1);
+      const copy = await collections.restoreSnapshot(name, snapshot.name, { target: `${name}-copy` });
+      assert.equal(copy.name, `${name}-copy`);
+      await collections.deleteSnapshot(name, snapshot.name);
+      assert.deepEqual(await collections.listSnapshots(name), []);
+      await collections.delete(name);
+      await collections.delete(copy.name);
+    });
+
     it("cancels an answer", async () => {
       const name = `answers-${transport}`;
       await client.collections.create(name, { textFields: ["text"] });
