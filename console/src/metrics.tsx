@@ -32,12 +32,11 @@ export function Metrics({ server }: { readonly server: Server }) {
       return before === undefined ? undefined : value(before, now);
     });
   const rates = (name: string) => over(RATE_WINDOW_MS, (before, now) => rate(before, now, name, model));
-  const quantiles = (name: string): Series[] =>
-    ([0.5, 0.95] as const).map((q, place) => ({
-      label: `p${q * 100}`,
-      color: place === 0 ? 1 : 2,
-      values: over(QUANTILE_WINDOW_MS, (before, now) => quantile(q, before, now, name, model)),
-    }));
+  const totals = (name: string) => each((now) => total(now, name, model));
+  const quantiles = (name: string): Series[] => {
+    const values = (q: number) => over(QUANTILE_WINDOW_MS, (before, now) => quantile(q, before, now, name, model));
+    return lines({ p50: values(0.5), p95: values(0.95) });
+  };
 
   return (
     <div class="metrics">
@@ -66,10 +65,10 @@ export function Metrics({ server }: { readonly server: Server }) {
           title="Throughput"
           note="tokens/s"
           format={formatCount}
-          series={[
-            { label: "generated", color: 1, values: rates("vorta_generated_tokens_total") },
-            { label: "prompt", color: 2, values: rates("vorta_prompt_tokens_total") },
-          ]}
+          series={lines({
+            generated: rates("vorta_generated_tokens_total"),
+            prompt: rates("vorta_prompt_tokens_total"),
+          })}
         />
         <LineChart
           {...shared}
@@ -91,10 +90,10 @@ export function Metrics({ server }: { readonly server: Server }) {
           note="now"
           format={formatCount}
           least={3}
-          series={[
-            { label: "running", color: 1, values: each((now) => total(now, "vorta_running_requests", model)) },
-            { label: "queued", color: 2, values: each((now) => total(now, "vorta_waiting_requests", model)) },
-          ]}
+          series={lines({
+            running: totals("vorta_running_requests"),
+            queued: totals("vorta_waiting_requests"),
+          })}
         />
         <LineChart
           {...shared}
@@ -102,7 +101,7 @@ export function Metrics({ server }: { readonly server: Server }) {
           note={model === undefined ? "fullest model" : "in use"}
           format={formatShare}
           least={0.03}
-          series={[{ label: "used", color: 1, values: each((now) => largest(now, "vorta_kv_use_ratio", model)) }]}
+          series={lines({ used: each((now) => largest(now, "vorta_kv_use_ratio", model)) })}
         />
         <LineChart
           {...shared}
@@ -110,17 +109,16 @@ export function Metrics({ server }: { readonly server: Server }) {
           note="ended a second"
           format={formatCount}
           least={0.3}
-          series={[
-            {
-              label: "RPCs",
-              color: 1,
-              values: over(RATE_WINDOW_MS, (before, now) => rate(before, now, "vorta_rpc_calls_total")),
-            },
-          ]}
+          series={lines({ RPCs: over(RATE_WINDOW_MS, (before, now) => rate(before, now, "vorta_rpc_calls_total")) })}
         />
       </div>
     </div>
   );
+}
+
+/** A chart's lines by their labels; the second has the second colour. */
+function lines(values: Readonly<Record<string, Series["values"]>>): Series[] {
+  return Object.entries(values).map(([label, line], place) => ({ label, color: place === 0 ? 1 : 2, values: line }));
 }
 
 /** The youngest reading that is at least so old, else the oldest one before; undefined for the first. */

@@ -11,6 +11,24 @@ import { type Server, toVortaError } from "./server";
 /** For how long a first click on "Unload" waits for the second. */
 const CONFIRM_MS = 4_000;
 
+/** A column of the table; what is empty or undefined is shown as a dash. */
+interface Column {
+  readonly label: string;
+  readonly isNumber?: boolean;
+  readonly of: (model: Model, server: Server) => string | number | undefined;
+}
+
+const COLUMNS: readonly Column[] = [
+  { label: "Kind", of: (model) => model.kind },
+  { label: "Precision", of: (model) => [model.precision, model.device].filter(Boolean).join(" · ") },
+  { label: "Weights", isNumber: true, of: ({ parameterCount: count }) => (count === 0 ? "" : formatCount(count)) },
+  { label: "Context", isNumber: true, of: ({ maxModelLen: length }) => (length === 0 ? "" : length) },
+  { label: "Memory", isNumber: true, of: memoryOf },
+  { label: "Running", isNumber: true, of: ({ load }) => load?.runningRequests },
+  { label: "Waiting", isNumber: true, of: ({ load }) => load?.waitingRequests },
+  { label: "KV", isNumber: true, of: ({ load, kind }) => (load && kind === "generation" ? formatShare(load.kvUse) : "") },
+];
+
 /** The view. */
 export function Models({ server }: { readonly server: Server }) {
   const [busy, setBusy] = useState<ReadonlySet<string>>(new Set());
@@ -45,26 +63,11 @@ export function Models({ server }: { readonly server: Server }) {
             <tr>
               <th scope="col">Model</th>
               <th scope="col">State</th>
-              <th scope="col">Kind</th>
-              <th scope="col">Precision</th>
-              <th scope="col" class="number">
-                Weights
-              </th>
-              <th scope="col" class="number">
-                Context
-              </th>
-              <th scope="col" class="number">
-                Memory
-              </th>
-              <th scope="col" class="number">
-                Running
-              </th>
-              <th scope="col" class="number">
-                Waiting
-              </th>
-              <th scope="col" class="number">
-                KV
-              </th>
+              {COLUMNS.map(({ label, isNumber }) => (
+                <th key={label} scope="col" class={numberClass(isNumber)}>
+                  {label}
+                </th>
+              ))}
               <th scope="col">
                 <span class="hidden">Actions</span>
               </th>
@@ -75,7 +78,7 @@ export function Models({ server }: { readonly server: Server }) {
               <Row
                 key={model.model}
                 model={model}
-                memoryBytes={memoryOf(server, model)}
+                server={server}
                 isBusy={busy.has(model.model)}
                 onLoad={() => void change(model.model, () => server.client.models.load(model.model))}
                 onUnload={() => void change(model.model, () => server.client.models.unload(model.model))}
@@ -92,13 +95,12 @@ export function Models({ server }: { readonly server: Server }) {
 
 function Row(props: {
   readonly model: Model;
-  readonly memoryBytes: number | undefined;
+  readonly server: Server;
   readonly isBusy: boolean;
   readonly onLoad: () => void;
   readonly onUnload: () => void;
 }) {
-  const { model, memoryBytes, isBusy } = props;
-  const { load } = model;
+  const { model, isBusy } = props;
   return (
     <tr>
       <th scope="row" title={`${model.architecture} from ${model.source}`}>
@@ -109,26 +111,11 @@ function Row(props: {
         <State state={model.state} />
         {model.error === "" ? null : <p class="cell-error">{model.error}</p>}
       </td>
-      <td data-label="Kind">{model.kind}</td>
-      <td data-label="Precision">{[model.precision, model.device].filter(Boolean).join(" · ") || "–"}</td>
-      <td data-label="Weights" class="number">
-        {model.parameterCount === 0 ? "–" : formatCount(model.parameterCount)}
-      </td>
-      <td data-label="Context" class="number">
-        {model.maxModelLen === 0 ? "–" : model.maxModelLen}
-      </td>
-      <td data-label="Memory" class="number">
-        {memoryBytes ? formatBytes(memoryBytes) : "–"}
-      </td>
-      <td data-label="Running" class="number">
-        {load?.runningRequests ?? "–"}
-      </td>
-      <td data-label="Waiting" class="number">
-        {load?.waitingRequests ?? "–"}
-      </td>
-      <td data-label="KV" class="number">
-        {load === undefined || model.kind !== "generation" ? "–" : formatShare(load.kvUse)}
-      </td>
+      {COLUMNS.map(({ label, isNumber, of }) => (
+        <td key={label} data-label={label} class={numberClass(isNumber)}>
+          {shown(of(model, props.server))}
+        </td>
+      ))}
       <td class="actions">
         {model.state === "unloaded" || model.state === "failed" ? (
           <button type="button" disabled={isBusy} aria-label={`Load ${model.model}`} onClick={props.onLoad}>
@@ -227,7 +214,16 @@ export function State({ state }: { readonly state: string }) {
   );
 }
 
-function memoryOf(server: Server, model: Model): number | undefined {
+function shown(value: string | number | undefined): string | number {
+  return value === undefined || value === "" ? "–" : value;
+}
+
+function numberClass(isNumber = false): string | undefined {
+  return isNumber ? "number" : undefined;
+}
+
+function memoryOf(model: Model, server: Server): string | undefined {
   const reading = server.readings.at(-1);
-  return reading && total(reading, "vorta_worker_memory_bytes", model.model);
+  const bytes = reading && total(reading, "vorta_worker_memory_bytes", model.model);
+  return bytes ? formatBytes(bytes) : undefined;
 }
