@@ -113,6 +113,32 @@ for (const transport of ["grpc", "grpc-web"] satisfies TransportKind[]) {
       assert.ok(texts.join("").length > 0);
     });
 
+    it("generates what the format allows", async () => {
+      const choice = ["yes", "no"];
+      const { text } = await client.generate("hi", { responseFormat: { choice }, seed: 1 });
+      assert.ok(choice.includes(text), text);
+      const schema = {
+        type: "object",
+        properties: { colour: { enum: ["red", "green"] } },
+        required: ["colour"],
+        additionalProperties: false,
+      };
+      const stream = client.streamChat("hi", { responseFormat: { jsonSchema: schema }, seed: 1 });
+      assert.ok(["red", "green"].includes(JSON.parse((await stream.result()).text).colour));
+      await assert.rejects(client.generate("hi", { responseFormat: { regex: "(" } }), InvalidArgument);
+    });
+
+    it("calls the tool that it must call", async () => {
+      const parameters = { type: "object", properties: { day: { enum: ["mon", "tue"] } }, required: ["day"] };
+      const tools = [{ name: "other" }, { name: "weather", parameters: { ...parameters, additionalProperties: false } }];
+      const { message } = await client.chat("hi", { tools, toolChoice: { name: "weather" }, seed: 1 });
+      assert.deepEqual(
+        message?.toolCalls.map(({ name }) => name),
+        ["weather"],
+      );
+      assert.ok(["mon", "tue"].includes(JSON.parse(message?.toolCalls[0]?.arguments ?? "").day));
+    });
+
     it("ends a stream at a stop string", async () => {
       const { text } = await client.generate("hello", { maxTokens: 24, temperature: 0 });
       const stop = text.slice(6, 8);
