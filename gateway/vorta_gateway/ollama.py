@@ -15,6 +15,7 @@ from vorta_gateway.http import HttpReply, HttpRequest, WhileConnected, call_meta
 from vorta_gateway.json.codec import dumps, loads
 from vorta_gateway.openai.chat import bad_end
 from vorta_gateway.openai.fields import fill, message_json, read_body, refuse, tools_json
+from vorta_gateway.openai.formats import schema_format
 from vorta_gateway.openai.replies import finish_reason
 from vorta_gateway.rest.errors import error_headers
 from vorta_gateway.status import StatusError
@@ -112,11 +113,9 @@ class Ollama:
         part: Callable[[str, list[Any]], dict[str, Any]],
     ) -> None:
         """Answers with a line an event, or with one object where `stream` is false."""
-        if body.get("format"):
-            raise refuse("format", "no output is constrained to a grammar yet")
         is_stream = body.get("stream", True)
         message: Any = method.request_type()
-        fill(message, fields)
+        fill(message, fields | _format(body))
         has_tools = bool(fields.get("tools"))
         call = UpstreamCall(method=method, metadata=call_metadata(request), deadline_s=deadline_of(request))
         head: dict[str, Any] = {}
@@ -227,6 +226,18 @@ def _sampling(body: dict[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get("max_tokens"), int) and fields["max_tokens"] < 0:
         del fields["max_tokens"]  # as many as there is room for
     return fields
+
+
+def _format(body: dict[str, Any]) -> dict[str, Any]:
+    """The contract's response_format of `format`, "json" or a JSON Schema."""
+    value = body.get("format")
+    if not value:
+        return {}
+    if value == "json":
+        return {"response_format": {"json_object": {}}}
+    if isinstance(value, str):
+        raise refuse("format", 'neither "json" nor a JSON Schema')
+    return {"response_format": schema_format(value, "format")}
 
 
 def _message(message: Any, position: int) -> dict[str, Any]:

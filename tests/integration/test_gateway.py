@@ -246,7 +246,7 @@ def test_models(client: openai.OpenAI) -> None:
         ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
         ({"messages": HELLO, "top_logprobs": 1}, "top_logprobs"),
         ({"messages": HELLO, "n": 100000}, "n"),
-        ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format"),
+        ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
         ({"messages": HELLO, "tools": [{"type": "web"}]}, "tools[0]"),
         ({"messages": HELLO, "tempreature": 1}, "tempreature"),

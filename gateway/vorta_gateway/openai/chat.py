@@ -11,12 +11,13 @@ from vorta_gateway.http import HttpReply, HttpRequest, WhileConnected, call_meta
 from vorta_gateway.json.codec import dumps
 from vorta_gateway.openai.errors import error_json
 from vorta_gateway.openai.fields import fill, message_json, read_body, refuse, refuse_unknown, sampling, tools_json
+from vorta_gateway.openai.formats import FORMAT_FIELDS, response_format, tool_choice
 from vorta_gateway.openai.replies import chat_logprobs, created_now, finish_reason, tool_calls_json, usage_json
 from vorta_gateway.sse import EventStream
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import RpcMethod, Upstream, UpstreamCall
 
-__all__ = ["ChatCompletions", "bad_end", "response_format", "stream_options"]
+__all__ = ["ChatCompletions", "bad_end", "stream_options"]
 
 _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 _CHAT = RpcMethod.of(_SERVICE.methods_by_name["Chat"])
@@ -30,11 +31,11 @@ _KNOWN = frozenset(
         "stop",
         "logprobs",
         "top_logprobs",
-        "response_format",
         "tools",
         "tool_choice",
         "add_generation_prompt",
         "continue_final_message",
+        *FORMAT_FIELDS,
     }
 )
 _TOOL_SIGNS = ("<tool_call>", "<|python_tag|>")
@@ -69,7 +70,9 @@ class ChatCompletions:
                 await reply.send(200, dumps(_completion(response)), headers=reply_headers(call.header))
 
     async def _stream(self, call: UpstreamCall, message: Any, reply: HttpReply, *, with_usage: bool) -> None:
-        stream = _ChunkMaker(num_choices=message.n or 1, has_tools=bool(message.tools), with_usage=with_usage)
+        # A text of a format is no call.
+        has_tools = bool(message.tools) and not message.HasField("response_format")
+        stream = _ChunkMaker(num_choices=message.n or 1, has_tools=has_tools, with_usage=with_usage)
         async with (
             EventStream(reply, lambda: reply_headers(call.header)) as events,
             aclosing(self._upstream.stream(call, message)) as responses,
@@ -100,20 +103,10 @@ def _chat_fields(body: dict[str, Any]) -> dict[str, Any]:
         fields["logprobs"] = body.get("top_logprobs", 0)
     elif "top_logprobs" in body:
         raise refuse("top_logprobs", "logprobs must be true with it")
-    choice = body.get("tool_choice", "auto")
-    if choice not in ("auto", "none"):
-        raise refuse("tool_choice", 'only "auto" and "none" are served')
-    if choice == "auto" and body.get("tools"):
+    fields |= tool_choice(body)
+    if body.get("tools") and body.get("tool_choice") != "none":
         fields["tools"] = tools_json(body["tools"])
-    response_format(body)
-    return fields
-
-
-def response_format(body: dict[str, Any]) -> None:
-    """Checks `response_format`. Raises StatusError for what cannot be promised."""
-    asked = body.get("response_format")
-    if asked is not None and (not isinstance(asked, dict) or asked.get("type") != "text"):
-        raise refuse("response_format", "only the type text is served: no output is constrained to a grammar yet")
+    return fields | response_format(body)
 
 
 def stream_options(body: dict[str, Any]) -> bool:

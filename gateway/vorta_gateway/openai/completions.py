@@ -10,9 +10,10 @@ from typing import Any
 from vorta.v1 import common_pb2, inference_pb2
 from vorta_gateway.http import HttpReply, HttpRequest, WhileConnected, call_metadata, deadline_of, reply_headers
 from vorta_gateway.json.codec import dumps
-from vorta_gateway.openai.chat import bad_end, response_format, stream_options
+from vorta_gateway.openai.chat import bad_end, stream_options
 from vorta_gateway.openai.errors import error_json
 from vorta_gateway.openai.fields import fill, read_body, refuse, refuse_unknown, sampling
+from vorta_gateway.openai.formats import FORMAT_FIELDS, response_format
 from vorta_gateway.openai.replies import completion_logprobs, created_now, finish_reason, usage_json
 from vorta_gateway.sse import EventStream
 from vorta_gateway.status import StatusError
@@ -25,7 +26,7 @@ _GENERATE = RpcMethod.of(_SERVICE.methods_by_name["Generate"])
 _STREAM_GENERATE = RpcMethod.of(_SERVICE.methods_by_name["StreamGenerate"])
 
 _KNOWN = frozenset(
-    {"prompt", "stream", "stream_options", "stop", "logprobs", "echo", "best_of", "suffix", "response_format"}
+    {"prompt", "stream", "stream_options", "stop", "logprobs", "echo", "best_of", "suffix", *FORMAT_FIELDS}
 )
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _MAX_PROMPTS = 128
@@ -212,8 +213,7 @@ def _fields(body: dict[str, Any]) -> dict[str, Any]:
         raise refuse("suffix", "no model here fills in the middle")
     if body.get("best_of", body.get("n", 1)) != body.get("n", 1):
         raise refuse("best_of", "only as many as n are made")
-    response_format(body)
-    return fields
+    return fields | response_format(body)
 
 
 def _head(request_id: str, model: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vorta_server.front.call import CallContext
 from vorta_server.front.deadline import DEADLINE_SLACK_S, unary_deadline
 from vorta_server.front.errors import error_from_finished
 from vorta_server.front.generation import Generation, GenerationTable
-from vorta_server.front.output_format import offered_tools, output_format
+from vorta_server.front.output_format import called_tools, output_format
 from vorta_server.front.reply import StreamMessage, UnaryOutput, assistant_message, fill_unary, stream_message
 from vorta_server.front.resume import LogReader, ResumeBudget, ResumeLog
 from vorta_server.front.stream import StreamBuffer, WritePacer
@@ -95,7 +95,7 @@ class InferenceService:
         response.message.CopyFrom(
             assistant_message(
                 response.text,
-                tool_names=[tool.name for tool in offered_tools(request)],
+                tool_names=called_tools(request),
                 id_prefix=f"call-{generation.request_id}",
             )
         )
@@ -115,7 +115,7 @@ class InferenceService:
         """Answers a conversation and streams the tokens."""
         target = self._target(request.model)
         prompt = conversion.chat_prompt(request, target.card)
-        tool_names = [tool.name for tool in offered_tools(request)]
+        tool_names = called_tools(request)
         return self._stream(request, target, prompt, call, inference_pb2.StreamChatResponse, tool_names)
 
     async def stream_answer(

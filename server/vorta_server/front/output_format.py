@@ -11,7 +11,7 @@ from vorta.v1 import common_pb2
 from vorta_server.front.conversion import ChatRequest, GenerationMessage
 from vorta_server.workers.protocol import OutputFormat
 
-__all__ = ["offered_tools", "output_format"]
+__all__ = ["called_tools", "output_format"]
 
 MAX_SCHEMA_BYTES = 128 * 1024
 MAX_SCHEMA_DEPTH = 64
@@ -49,9 +49,10 @@ def output_format(request: GenerationMessage) -> OutputFormat | None:
     return OutputFormat(kind, text=getattr(asked, kind))
 
 
-def offered_tools(request: ChatRequest) -> Sequence[common_pb2.Tool]:
-    """The tools that the model is told of."""
-    return () if request.tool_choice.mode == common_pb2.TOOL_CHOICE_MODE_NONE else request.tools
+def called_tools(request: ChatRequest) -> list[str]:
+    """Names of the tools whose calls are looked for in the text. A text of a format is none."""
+    is_none = request.tool_choice.mode == common_pb2.TOOL_CHOICE_MODE_NONE
+    return [] if is_none or request.HasField("response_format") else [tool.name for tool in request.tools]
 
 
 def _tool_call(request: ChatRequest) -> OutputFormat | None:

@@ -11,8 +11,9 @@ from vorta_server.tokenization.message import ToolSpecLike
 
 __all__ = ["CallStyle", "FormatLike", "GrammarText", "grammar_text", "schema_text"]
 
-# White space between the parts of JSON: enough for any indentation, but not for a model that has lost its way.
-_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+# White space between the parts of JSON: a line's end and an indentation, but not what a model writes that has lost its
+# way.
+_WHITE_SPACE = r"[\x20\x09]{1,32}|\x0D?\x0A[\x20\x09]{0,32}"
 
 CallStyle = Literal["hermes", "llama"]
 """How a model writes tool calls; `tool_call` reads both."""

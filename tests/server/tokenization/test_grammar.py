@@ -87,10 +87,10 @@ class Model:
             ids.append(token_id)
             if row.is_complete:
                 return self.text(ids), True
-        return self.text(ids), False
+        return self.text(ids, "ignore"), False
 
-    def text(self, ids: list[int]) -> str:
-        return b"".join(self.tokenizer.token_bytes(token_id) for token_id in ids).decode()
+    def text(self, ids: list[int], errors: str = "strict") -> str:
+        return b"".join(self.tokenizer.token_bytes(token_id) for token_id in ids).decode("utf-8", errors)
 
 
 @pytest.fixture(scope="module", params=["mini", "byte level", "sentencepiece"])
