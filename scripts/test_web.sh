@@ -14,6 +14,6 @@ for package in clients/typescript console tests/web; do
 done
 if [ -z "$CHROMIUM_BIN" ]; then
   printf '%s\n' "" "##########" \
-    "# SKIPPED: every test in a browser (six of the client, the console's sixteen), for no Chromium was found." \
+    "# SKIPPED: the client's tests in a browser and all of the console's page, for no Chromium was found." \
     "# Install one, or name it in CHROMIUM_BIN, and run \`make test-web\` again." "##########" >&2
 fi

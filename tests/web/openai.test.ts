@@ -18,7 +18,12 @@ const TOOLS: OpenAI.ChatCompletionTool[] = [
     type: "function",
     function: {
       name: "weather",
-      parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+      parameters: {
+        type: "object",
+        properties: { city: { enum: ["Bern", "Rome"] } },
+        required: ["city"],
+        additionalProperties: false,
+      },
     },
   },
 ];
@@ -34,7 +39,8 @@ describe("openai", () => {
   after(async () => server?.stop());
 
   it("completes chats", async () => {
-    const reply = await client.chat.completions.create({ ...SHORT, messages: MESSAGES, n: 2, logprobs: true, top_logprobs: 2 });
+    const request = { ...SHORT, messages: MESSAGES, n: 2, logprobs: true, top_logprobs: 2 };
+    const reply = await client.chat.completions.create(request);
     assert.equal(reply.object, "chat.completion");
     assert.equal(reply.model, "m");
     assert.deepEqual(
@@ -108,6 +114,37 @@ describe("openai", () => {
     }
   });
 
+  it("calls the tool that it must call, at once and streamed", async () => {
+    const tool_choice = { type: "function", function: { name: "weather" } } as const;
+    const request = { ...SHORT, max_tokens: 600, messages: MESSAGES, tools: TOOLS, tool_choice };
+    const { choices } = await client.chat.completions.create(request);
+    const streamed = await client.chat.completions.stream(request).finalChatCompletion();
+    for (const choice of [choices[0], streamed.choices[0]]) {
+      assert.equal(choice?.finish_reason, "tool_calls");
+      const [call] = choice.message.tool_calls ?? [];
+      assert.ok(call?.type === "function" && call.id);
+      assert.equal(call.function.name, "weather");
+      assert.ok(["Bern", "Rome"].includes(JSON.parse(call.function.arguments).city));
+    }
+  });
+
+  it("answers in the format that is asked for", async () => {
+    const schema = {
+      type: "object",
+      properties: { colour: { enum: ["red", "green"] } },
+      required: ["colour"],
+      additionalProperties: false,
+    };
+    const { choices } = await client.chat.completions.create({
+      ...SHORT,
+      max_tokens: 600,
+      messages: MESSAGES,
+      response_format: { type: "json_schema", json_schema: { name: "colour", strict: true, schema } },
+    });
+    assert.equal(choices[0]?.finish_reason, "stop");
+    assert.ok(["red", "green"].includes(JSON.parse(choices[0].message.content ?? "").colour));
+  });
+
   it("completes prompts", async () => {
     const prompt = ["ab", "cd"];
     const reply = await client.completions.create({ ...SHORT, prompt, logprobs: 1 });
@@ -152,7 +189,9 @@ describe("openai", () => {
   });
 
   it("throws the package's errors", async () => {
-    const unknown = await client.chat.completions.create({ model: "nope", messages: MESSAGES }).catch((error: unknown) => error);
+    const unknown = await client.chat.completions
+      .create({ model: "nope", messages: MESSAGES })
+      .catch((error: unknown) => error);
     assert.ok(unknown instanceof OpenAI.NotFoundError);
     assert.deepEqual([unknown.status, unknown.code, unknown.type], [404, "model_not_found", "not_found_error"]);
     assert.ok(unknown.requestID);
@@ -195,7 +234,8 @@ describe("openai", () => {
 
   it("frees the request of a call that is aborted", async () => {
     const abort = new AbortController();
-    const call = client.chat.completions.create({ ...SHORT, messages: MESSAGES, max_tokens: 3000 }, { signal: abort.signal });
+    const request = { ...SHORT, messages: MESSAGES, max_tokens: 3000 };
+    const call = client.chat.completions.create(request, { signal: abort.signal });
     const refused = assert.rejects(call, OpenAI.APIUserAbortError);
     await comesToRun(server.httpUrl, true);
     abort.abort();
