@@ -89,27 +89,34 @@ class HttpRequest:
             raise too_large(max_bytes)
         parts: list[bytes] = []
         size = 0
-        async for part in self.chunks():
+        has_more = True
+        while has_more:
+            part, has_more = await self._chunk()
             size += len(part)
             if size > max_bytes:
                 raise too_large(max_bytes)
             parts.append(part)
-        return self._decompressed(b"".join(parts), max_bytes)
+        return self._decompressed(parts[0] if len(parts) == 1 else b"".join(parts), max_bytes)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, as it was sent. Raises Disconnected."""
-        while True:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise Disconnected
-            part = message.get("body", b"")
+        has_more = True
+        while has_more:
+            part, has_more = await self._chunk()
             if part:
                 yield part
-            if not message.get("more_body", False):
-                self._has_body = True
-                if self._on_body is not None:
-                    self._on_body()
-                return
+
+    async def _chunk(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether there are more."""
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise Disconnected
+        has_more = message.get("more_body", False)
+        if not has_more:
+            self._has_body = True
+            if self._on_body is not None:
+                self._on_body()
+        return message.get("body", b""), has_more
 
     def after_body(self, function: Callable[[], None] | None) -> None:
         """Calls a function when the body has been read, at once if it has; None for none any more."""
@@ -123,8 +130,8 @@ class HttpRequest:
             pass
 
     def _decompressed(self, body: bytes, max_bytes: int) -> bytes:
-        encoding = self.headers.get("content-encoding", "identity").strip().lower()
-        if encoding in ("identity", ""):
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        if encoding in ("", "identity"):
             return body
         if encoding not in ("gzip", "x-gzip"):
             raise StatusError.of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from contextlib import AsyncExitStack
@@ -80,6 +81,10 @@ async def serve(config: StandaloneConfig) -> None:
         server = HttpServer(gateway, host=config.host, port=config.port)
         await server.start()
         stack.push_async_callback(server.stop)
+        # What is here by now stays, and collections are for cycles, of which requests leave few.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         logger.info(

@@ -28,6 +28,9 @@ ANY_METHOD = "*"
 
 T = TypeVar("T")
 
+# One path may be written in many ways, and a custom rule take any method: only so many are remembered.
+_MAX_FOUND = 1024
+
 
 class NoRoute(LookupError):
     """No template matches the path."""
@@ -58,6 +61,7 @@ class _Entry(Generic[T]):
     value: T
     variables: tuple[Variable, ...]
     template: str
+    is_literal: bool  # the template is the path
 
 
 @dataclass(slots=True)
@@ -74,6 +78,7 @@ class Router(Generic[T]):
     def __init__(self) -> None:
         self._trees: dict[str, _Node[T]] = {}
         self._verbs: list[str] = []
+        self._found: dict[tuple[str, str], Match[T]] = {}  # by method and path, of templates that are paths
 
     def add(self, method: str, template: str, value: T) -> None:
         """Adds a route. Raises TemplateError when the template is wrong, or was added for this method."""
@@ -95,15 +100,27 @@ class Router(Generic[T]):
             else:
                 node = node.literals.setdefault(segment, _Node())
             entries = node.entries
+        is_literal = ANY not in parsed.segments and REST not in parsed.segments
         if method in entries:
             raise TemplateError(f"{method} {template} is the same route as {method} {entries[method].template}")
-        entries[method] = _Entry(value, parsed.variables, template)
+        entries[method] = _Entry(value, parsed.variables, template, is_literal)
+        self._found.clear()
 
     def match(self, method: str, path: str) -> Match[T]:
         """What answers a request. `path` is as it was sent, without the query.
 
         Raises NoRoute, MethodNotAllowed, or ValueError when the path cannot be decoded.
         """
+        known = self._found.get((method, path))
+        if known is not None:
+            return known
+        entry, segments = self._search(method, path)
+        found = Match(entry.value, tuple(_bind(entry.variables, segments)))
+        if entry.is_literal and len(self._found) < _MAX_FOUND:
+            self._found[method, path] = found
+        return found
+
+    def _search(self, method: str, path: str) -> tuple[_Entry[T], list[str]]:
         if not path.startswith("/"):
             raise NoRoute(path)
         segments = path[1:].split("/")
@@ -117,21 +134,21 @@ class Router(Generic[T]):
                     shorter = [*segments[:-1], stripped] if stripped or len(segments) > 1 else []
                     found = self._find(self._trees[verb], shorter, method, allowed)
                     if found is not None:
-                        return found
+                        return found, shorter
         tree = self._trees.get("")
         if tree is not None:
             found = self._find(tree, segments, method, allowed)
             if found is not None:
-                return found
+                return found, segments
         if allowed:
             raise MethodNotAllowed(sorted(allowed))
         raise NoRoute(path)
 
-    def _find(self, tree: _Node[T], segments: list[str], method: str, allowed: set[str]) -> Match[T] | None:
+    def _find(self, tree: _Node[T], segments: list[str], method: str, allowed: set[str]) -> _Entry[T] | None:
         for entries in _candidates(tree, segments):
             entry = entries.get(method) or entries.get(ANY_METHOD)
             if entry is not None:
-                return Match(entry.value, tuple(_bind(entry.variables, segments)))
+                return entry
             allowed.update(entries)
         return None
 

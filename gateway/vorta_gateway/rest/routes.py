@@ -80,6 +80,7 @@ class Route:
         body: The field that the body is, or None.
         is_whole_body: Whether the body is the whole message.
         response_body: The field that the reply is, or None for the whole message.
+        is_raw: Whether replies are an HttpBody: bytes, and their type.
         variables: The template's, by their path.
         options: What was chosen for it.
     """
@@ -90,6 +91,7 @@ class Route:
     body: FieldDescriptor | None
     is_whole_body: bool
     response_body: FieldDescriptor | None
+    is_raw: bool = False
     variables: Mapping[str, TextField] = field(default_factory=dict)
     options: RouteOptions = field(default_factory=RouteOptions)
 
@@ -160,6 +162,8 @@ def _route(method: RpcMethod, rule: http_pb2.HttpRule, options: RouteOptions) ->
     response_body = None
     if rule.response_body:
         response_body = _top_level(descriptor_of(method.response_type), rule.response_body, "response_body")
+    replied = descriptor_of(method.response_type) if response_body is None else response_body.message_type
+    is_list = response_body is not None and response_body.is_repeated
     return Route(
         method=method,
         http_method=ANY_METHOD if http_method == "*" else http_method,
@@ -167,6 +171,7 @@ def _route(method: RpcMethod, rule: http_pb2.HttpRule, options: RouteOptions) ->
         body=body,
         is_whole_body=rule.body == "*",
         response_body=response_body,
+        is_raw=replied is not None and replied.full_name == HTTP_BODY and not is_list,
         variables={variable.field_path: _variable(request, variable.field_path) for variable in parsed.variables},
         options=options,
     )

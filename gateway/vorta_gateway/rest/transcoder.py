@@ -27,6 +27,7 @@ from vorta_gateway.http import (
     too_large,
     unsupported,
 )
+from vorta_gateway.json import native
 from vorta_gateway.json.codec import Codec, JsonOptions, dumps, loads
 from vorta_gateway.json.descriptors import descriptor_of
 from vorta_gateway.json.errors import JsonError
@@ -57,6 +58,7 @@ class Transcoder:
         self._max_body_bytes = max_body_bytes
         self._codecs: dict[Any, Codec] = {}
         self._binders: dict[str, Binder] = {}
+        native.loaded()  # it may have to be built, which is better begun before the first request
 
     async def answer(self, match: Match[Route], request: HttpRequest, reply: HttpReply) -> None:
         """Answers one request. Raises StatusError while nothing has been sent, and Disconnected."""
@@ -164,13 +166,11 @@ class Transcoder:
         self, route: Route, call: UpstreamCall, message: Message, request: HttpRequest, reply: HttpReply
     ) -> None:
         async with WhileConnected(request):
-            response = call.method.reply(await self._upstream.unary(call, message))
-        headers = reply_headers(call.header, call.trailers)
-        http_body = _http_body(route, response)
-        if http_body is not None:
-            await reply.send(200, http_body.data, http_body.content_type or "application/octet-stream", headers)
-        else:
-            await reply.send(200, self._text(route, response), headers=headers)
+            response = await self._upstream.unary(call, message)
+        data, content_type = self._body(route, response)
+        if content_type is None:
+            content_type = "application/octet-stream" if route.is_raw else "application/json"
+        await reply.send(200, data, content_type, reply_headers(call.header, call.trailers))
 
     async def _answer_stream(
         self,
@@ -194,7 +194,7 @@ class Transcoder:
         accept = request.headers.get("accept", "")
         if not route.method.is_streaming:
             writer: _Writer = _Single(reply, "application/json")
-        elif _is_http_body(route):
+        elif route.is_raw:
             writer = _Raw(reply, "application/octet-stream")
         elif sse.CONTENT_TYPE in accept:
             writer = _Events(reply, call)
@@ -215,12 +215,9 @@ class Transcoder:
     ) -> None:
         try:
             async for response in responses:
-                message = call.method.reply(response)
-                body = _http_body(route, message)
-                data = self._text(route, message) if body is None else body.data
+                data, content_type = self._body(route, response)
                 if not reply.is_started and writer.starts:
-                    content_type = body.content_type if body is not None and body.content_type else writer.content_type
-                    await reply.start(200, content_type, reply_headers(call.header))
+                    await reply.start(200, content_type or writer.content_type, reply_headers(call.header))
                 await writer.message(data)
         except StatusError as error:
             if not reply.is_started:
@@ -230,6 +227,19 @@ class Transcoder:
         if not reply.is_started and writer.starts:
             await reply.start(200, writer.content_type, reply_headers(call.header))
         await writer.end()
+
+    def _body(self, route: Route, response: Message | bytes) -> tuple[bytes, str | None]:
+        """A reply's bytes, and their type where the reply itself says it."""
+        method = route.method
+        if route.is_raw:
+            message = method.reply(response)
+            body = message if route.response_body is None else getattr(message, route.response_body.name)
+            return body.data, body.content_type or None
+        if route.response_body is None and isinstance(response, bytes):
+            text = self._codec(route).wire_text(method.response_type, response)
+            if text is not None:
+                return text, None
+        return self._text(route, method.reply(response)), None
 
     def _text(self, route: Route, response: Message) -> bytes:
         codec = self._codec(route)
@@ -351,20 +361,6 @@ class _Array(_Writer):
 
     async def end(self) -> None:
         await self._reply.end(b"]" if self._has_any else b"[]")
-
-
-def _is_http_body(route: Route) -> bool:
-    if route.response_body is not None:
-        target = route.response_body.message_type
-        return target is not None and target.full_name == HTTP_BODY and not route.response_body.is_repeated
-    return bool(route.method.response_type.DESCRIPTOR.full_name == HTTP_BODY)
-
-
-def _http_body(route: Route, response: Message) -> Any:
-    """The HttpBody that the reply is, or None."""
-    if not _is_http_body(route):
-        return None
-    return response if route.response_body is None else getattr(response, route.response_body.name)
 
 
 async def _values(request: HttpRequest, max_bytes: int) -> AsyncIterator[Any]:
