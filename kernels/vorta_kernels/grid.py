@@ -20,6 +20,7 @@ from vorta_kernels.reference.linear import quantise_fp8, quantise_int4
 from vorta_kernels.reference.sample import SampleOutput, SamplingColumns
 
 __all__ = [
+    "AHEAD",
     "CASES",
     "TOLERANCES",
     "Case",
@@ -580,9 +581,137 @@ ROPE_KV: tuple[Case, ...] = (
     ),
 )
 
+PREFILL: tuple[Case, ...] = (
+    PrefillCase(query_lens=(1,), past_lens=(0,)),
+    PrefillCase(query_lens=(), past_lens=(), num_padding=3),
+    PrefillCase(query_lens=(0, 0), past_lens=(0, 0), num_padding=1),
+    PrefillCase(query_lens=(5, 0, 1, 37), past_lens=(0, 3, 66, 15), num_padding=6),
+    PrefillCase(query_lens=(70, 3), past_lens=(0, 130), num_heads=2, num_kv_heads=2, block_size=64),
+    PrefillCase(query_lens=(17, 33), past_lens=(40, 0), num_heads=16, num_kv_heads=2, head_dim=128, block_size=32),
+    PrefillCase(
+        query_lens=(20, 9), past_lens=(7, 64), num_heads=6, num_kv_heads=2, head_dim=96, dtype=F16, cache_dtype=F16
+    ),
+    PrefillCase(query_lens=(40, 50, 2), past_lens=(0, 90, 33), window=24, num_padding=2),
+    PrefillCase(query_lens=(40, 2), past_lens=(31, 100), window=1, num_heads=2),
+    PrefillCase(query_lens=(33, 5), past_lens=(20, 80), dtype=F32, cache_dtype=F32, num_heads=3, num_kv_heads=1),
+    PrefillCase(query_lens=(33, 5, 0, 8), past_lens=(20, 80, 0, 0), cache_dtype=FP8, block_size=64, num_padding=1),
+    PrefillCase(query_lens=(12, 5), past_lens=(20, 80), dtype=F32, cache_dtype=FP8, window=40, head_dim=128),
+    PrefillCase(query_lens=(12,), past_lens=(70,), dtype=F16, cache_dtype=FP8, head_dim=96),
+    PrefillCase(query_lens=(12,), past_lens=(70,), dtype=BF16, cache_dtype=F16),
+    *(
+        PrefillCase(
+            query_lens=(1, 2048, 512, 77, 0, 1300),
+            past_lens=(4000, 0, 1024, 5, 0, 3),
+            num_heads=32,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            cache_dtype=cache_dtype,
+            window=window,
+            num_padding=30,
+            is_large=True,
+        )
+        for kv_heads in (4, 8, 32)
+        for head_dim in (64, 96, 128)
+        for block_size, window in ((16, 0), (64, 0), (64, 700))
+        for cache_dtype in (BF16, FP8)
+    ),
+)
+
+DECODE: tuple[Case, ...] = (
+    DecodeCase(query_lens=(1,), past_lens=(0,)),
+    DecodeCase(query_lens=(), past_lens=()),
+    DecodeCase(query_lens=(0, 0), past_lens=(0, 0), splits=4),
+    *(
+        DecodeCase(
+            query_lens=(1, 1, 0, 1, 1, 1),
+            past_lens=(0, 15, 0, 16, 63, 300),
+            num_heads=group * 2,
+            num_kv_heads=2,
+            head_dim=head_dim,
+            block_size=block_size,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            splits=splits,
+        )
+        for group, head_dim, block_size, dtype, cache_dtype, splits in (
+            (1, 64, 16, BF16, BF16, 1),
+            (4, 128, 64, BF16, BF16, 3),
+            (8, 64, 32, F16, F16, 8),
+            (7, 96, 16, F32, F32, 2),
+            (4, 128, 16, BF16, FP8, 4),
+            (1, 96, 64, F16, FP8, 5),
+            (8, 64, 64, F32, FP8, 1),
+            (4, 64, 64, F32, BF16, 2),
+        )
+    ),
+    DecodeCase(query_lens=(1, 1, 0, 1), past_lens=(200, 10, 0, 63), window=50, splits=2),
+    DecodeCase(query_lens=(1, 1), past_lens=(200, 129), window=1, splits=1, block_size=64),
+    DecodeCase(query_lens=(1, 1), past_lens=(200, 129), window=64, splits=3, cache_dtype=FP8),
+    *(
+        DecodeCase(
+            query_lens=(1,) * 6 + (0,) * 2,
+            past_lens=(0, 1, 511, 4095, 1000, 8000, 0, 0),
+            num_heads=32,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            cache_dtype=cache_dtype,
+            window=window,
+            splits=splits,
+            is_large=True,
+        )
+        for kv_heads in (4, 8, 32)
+        for head_dim in (64, 96, 128)
+        for block_size, window, splits in ((16, 0, 8), (32, 0, 1), (64, 0, 16), (64, 700, 4))
+        for cache_dtype in (BF16, FP8)
+    ),
+)
+
 CASES: Mapping[str, tuple[Case, ...]] = {
     "rms_norm": RMS_NORM,
     "silu_mul": SILU_MUL,
     "rope_kv": ROPE_KV,
+    "paged_attention": PREFILL + DECODE,
 }
 """By the reference's stem."""
+
+AHEAD: Mapping[str, tuple[Case, ...]] = {
+    "rms_norm": tuple(
+        RmsNormCase(num_rows=2, hidden_size=hidden, is_fp8=is_fp8)
+        for hidden in (2048, 5120, 16384)
+        for is_fp8 in (False, True)
+    ),
+    "silu_mul": tuple(
+        SiluMulCase(num_rows=2, width=width, is_fp8=is_fp8) for width in (11008, 28672) for is_fp8 in (False, True)
+    ),
+    "rope_kv": (
+        RopeKvCase(num_tokens=2, num_heads=32, num_kv_heads=8, head_dim=128, rotary_dim=128),
+        RopeKvCase(num_tokens=2, num_heads=32, num_kv_heads=8, head_dim=128, rotary_dim=128, cache_dtype=FP8),
+        RopeKvCase(num_tokens=2, num_heads=24, num_kv_heads=8, head_dim=96, rotary_dim=72, has_norm=True),
+    ),
+    "paged_attention": tuple(
+        kind(
+            query_lens=(1,),
+            past_lens=(1023,),
+            num_heads=32,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            cache_dtype=cache_dtype,
+            window=window,
+        )
+        for kind in (DecodeCase, PrefillCase)
+        for kv_heads, head_dim, block_size, cache_dtype, window in (
+            (8, 128, 64, BF16, 0),
+            (32, 128, 64, BF16, 0),
+            (8, 128, 64, FP8, 0),
+            (8, 128, 16, BF16, 0),
+            (8, 128, 16, FP8, 700),
+            (8, 96, 32, BF16, 0),
+            (4, 64, 64, BF16, 0),
+            (4, 64, 64, FP8, 0),
+        )
+    ),
+}
+"""Cases with the constants of real models and few rows: what is compiled without a GPU."""

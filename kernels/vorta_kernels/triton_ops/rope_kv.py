@@ -92,32 +92,30 @@ def rope_kv_kernel(
             turned = first * cos - second * sin
             second = second * cos + first * sin
             if is_query:
-                target = query + (token * NUM_HEADS + head)[:, None] * HEAD_DIM
-                dtype = query.dtype.element_ty
-                tl.store(target + half[None, :], turned.to(dtype), mask=in_half)
-                tl.store(target + HALF + half[None, :], second.to(dtype), mask=in_half)
+                out = query + (token * NUM_HEADS + head)[:, None] * HEAD_DIM
+                tl.store(out + half[None, :], turned.to(query.dtype.element_ty), mask=in_half)
+                tl.store(out + HALF + half[None, :], second.to(query.dtype.element_ty), mask=in_half)
                 if REST > 0:
-                    tl.store(target + 2 * HALF + last[None, :], rest.to(dtype), mask=in_rest)
+                    tl.store(out + 2 * HALF + last[None, :], rest.to(query.dtype.element_ty), mask=in_rest)
             else:
                 place = (block * NUM_KV_HEADS + head) * BLOCK_SIZE + offset
-                target = key + place[:, None] * HEAD_DIM
+                kept = key + place[:, None] * HEAD_DIM
                 if FP8:
                     largest = tl.maximum(tl.max(tl.abs(turned), 1), tl.max(tl.abs(second), 1))
                     largest = tl.maximum(largest, tl.max(tl.abs(rest), 1))
                     turned_bytes, scale = quantise(turned, largest[:, None], HARDWARE)
                     second_bytes, scale = quantise(second, largest[:, None], HARDWARE)
-                    tl.store(target + half[None, :], turned_bytes, mask=in_half)
-                    tl.store(target + HALF + half[None, :], second_bytes, mask=in_half)
+                    tl.store(kept + half[None, :], turned_bytes, mask=in_half)
+                    tl.store(kept + HALF + half[None, :], second_bytes, mask=in_half)
                     if REST > 0:
                         rest_bytes, scale = quantise(rest, largest[:, None], HARDWARE)
-                        tl.store(target + 2 * HALF + last[None, :], rest_bytes, mask=in_rest)
+                        tl.store(kept + 2 * HALF + last[None, :], rest_bytes, mask=in_rest)
                     tl.store(key_scale + place[:, None], scale, mask=is_head[:, None])
                 else:
-                    dtype = key.dtype.element_ty
-                    tl.store(target + half[None, :], turned.to(dtype), mask=in_half)
-                    tl.store(target + HALF + half[None, :], second.to(dtype), mask=in_half)
+                    tl.store(kept + half[None, :], turned.to(key.dtype.element_ty), mask=in_half)
+                    tl.store(kept + HALF + half[None, :], second.to(key.dtype.element_ty), mask=in_half)
                     if REST > 0:
-                        tl.store(target + 2 * HALF + last[None, :], rest.to(dtype), mask=in_rest)
+                        tl.store(kept + 2 * HALF + last[None, :], rest.to(key.dtype.element_ty), mask=in_rest)
     elif slot >= 0:
         head = (tile - QUERY_TILES - KV_TILES) * TILE + tl.arange(0, TILE)
         is_head = head < NUM_KV_HEADS
@@ -148,7 +146,7 @@ def rope_kv(
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
     tile: int = 8,
-    num_warps: int = 4,
+    num_warps: int = 2,
 ) -> torch.Tensor:
     """See `reference.rope_kv.rope_kv`. `tile` is how many heads a program takes, a power of two. Rows of qkv may be
     strided; the cache must be contiguous."""

@@ -4,7 +4,8 @@ Triton decides when a function is decorated, so TRITON_INTERPRET must be set whe
 (here, before any test module of this folder) and while they run (the fixture), but not for the process's other tests.
 
 What the interpreter of triton 3.6 gets wrong is put right here, so that tests need no tolerance for it: it truncates
-float32 to bfloat16 and drops the carry when it rounds to float8, and multiplies matrices of bfloat16 as integers.
+float32 to bfloat16 and drops the carry when it rounds to float8, multiplies matrices of bfloat16 as integers, and makes
+no index of an array of one element, which numpy 2.4 refuses.
 """
 
 from __future__ import annotations
@@ -53,9 +54,18 @@ def _import_interpreted() -> None:
         wide = [x.data.view(_numpy_type(x.dtype.scalar.name)).astype(np.float32) for x in (a, b)]
         return interpreter.TensorHandle(np.matmul(*wide) + d.data, d.dtype.scalar)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor_and_index
+    # Its check of every addition for overflow costs a fifth of the time; numbers here are small.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot
-    for stem in ("fp8", "rms_norm", "silu_mul", "rope_kv"):
+    for stem in ("fp8", "rms_norm", "silu_mul", "rope_kv", "paged_attention"):
         importlib.import_module(f"vorta_kernels.triton_ops.{stem}")
 
 
