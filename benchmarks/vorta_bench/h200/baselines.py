@@ -22,6 +22,7 @@ from vorta_bench.h200.energy import measure_energy
 from vorta_bench.h200.model_shape import SHAPES
 from vorta_bench.h200.recording import Figure
 from vorta_bench.h200.stage import Cell, Settings, Skip, once
+from vorta_bench.h200.workload import DRY_LENGTHS, LENGTHS
 
 __all__ = ["BASELINES", "MATCHED", "batch_key", "cells", "decode_key", "parts"]
 
@@ -38,8 +39,6 @@ MATCHED = {"B0": "bf16", "B1": "bf16", "B2": "bf16", "B3": "fp8"}
 _CONTEXT, _DRY_CONTEXT = 512, 16
 _NEW_TOKENS, _DRY_NEW_TOKENS = 65, 4
 _BATCHES, _DRY_BATCHES = (1, 32, 256, 128, 8), (1, 2)
-LENGTHS, DRY_LENGTHS = ((128, 128), (512, 256)), ((8, 8), (16, 8))
-"""Prompt and output tokens of requests end to end."""
 
 Generate = Callable[[Any, int], None]
 """Generates this many tokens after each row of int64 [batch, num_tokens], greedily, and waits for the device."""

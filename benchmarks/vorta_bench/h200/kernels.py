@@ -1,7 +1,7 @@
 """Each kernel at a model's shapes: bytes/s and FLOP/s, and their share of what the card can do.
 
-An operation is found as `vorta_kernels.STEM.NAME`, with the arguments of its reference; a dry run measures the
-reference itself, which is slow by design. Buffers rotate over more bytes than the L2 cache holds.
+Measured are the operations that the runner calls, `vorta_kernels.ops`; on a CPU they are the references, which are slow
+by design. Buffers rotate over more bytes than the L2 cache holds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BATCHES, _DRY_BATCHES = (1, 32, 256), (1, 2)
 _PROMPTS, _DRY_PROMPTS = (512, 2048), (16,)
 _SKINNY, _DRY_SKINNY = (1, 8, 16, 32, 256), (1, 4)
 _CONTEXT, _DRY_CONTEXT = 512, 24
-_BLOCK_SIZE = 16
+_BLOCK_SIZE = 64
 _ROTATED_BYTES = 256 << 20
 _INT4_GROUP, _DRY_INT4_GROUP = 128, 32
 
@@ -81,6 +81,8 @@ def cells(settings: Settings, part: str) -> Iterable[Cell]:
             add(f"{op} {rows}", lambda a=(op, rows): _silu_mul(settings, shape, *a))  # type: ignore[misc]
         for kv in ("bf16", "fp8"):
             add(f"rope_kv {kv} {rows}", lambda a=(rows, kv): _rope_kv(settings, shape, *a))  # type: ignore[misc]
+    for batch in settings.choose(_BATCHES, _DRY_BATCHES):
+        add(f"sample {batch}", lambda batch=batch: _sample(settings, shape, batch))  # type: ignore[misc]
     return found
 
 
@@ -113,14 +115,11 @@ def _measure(settings: Settings, make: Callable[[], _Work]) -> Figure:
     return figure
 
 
-def _op(settings: Settings, stem: str, name: str) -> Op:
-    package = "vorta_kernels.reference" if settings.is_dry else "vorta_kernels"
+def _op(name: str) -> Op:
     try:
-        found: Op = getattr(importlib.import_module(f"{package}.{stem}"), name)
-    except ModuleNotFoundError as error:
-        raise Skip(f"{error.name} is not there") from error
-    except AttributeError as error:
-        raise Skip(f"{package}.{stem} has no {name}") from error
+        found: Op = getattr(importlib.import_module("vorta_kernels.ops"), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise Skip(f"vorta_kernels.ops has no {name}: {error}") from error
     return found
 
 
@@ -135,7 +134,7 @@ def _randn(settings: Settings, *sizes: int) -> Any:
 
 
 def _rms_norm(settings: Settings, shape: ModelShape, name: str, rows: int) -> _Work:
-    op = _op(settings, "rms_norm", name)
+    op = _op(name)
     # In: x and the residual. Out: the sum, and the normalised rows with their scales.
     moved = rows * shape.hidden_size * (6 + (1 if name.endswith("fp8") else 2))
     calls: list[Callable[[], Any]] = []
@@ -147,7 +146,7 @@ def _rms_norm(settings: Settings, shape: ModelShape, name: str, rows: int) -> _W
 
 
 def _silu_mul(settings: Settings, shape: ModelShape, name: str, rows: int) -> _Work:
-    op = _op(settings, "silu_mul", name)
+    op = _op(name)
     moved = rows * shape.intermediate_size * (4 + (1 if name.endswith("fp8") else 2))
     calls: list[Callable[[], Any]] = []
     for _ in range(_copies(settings, moved)):
@@ -159,7 +158,7 @@ def _silu_mul(settings: Settings, shape: ModelShape, name: str, rows: int) -> _W
 def _rope_kv(settings: Settings, shape: ModelShape, rows: int, kv: str) -> _Work:
     import torch
 
-    op = _op(settings, "rope_kv", "rope_kv")
+    op = _op("rope_kv")
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     kv_width = 2 * shape.num_kv_heads * shape.head_dim
     moved = rows * (2 * width + 2 * shape.num_heads * shape.head_dim + kv_width * (1 if kv == "fp8" else 2))
@@ -203,7 +202,7 @@ def _cache(settings: Settings, shape: ModelShape, num_blocks: int, kv: str, num_
 def _paged_decode(settings: Settings, shape: ModelShape, batch: int, context: int, kv: str) -> _Work:
     import torch
 
-    op = _op(settings, "paged_attention", "paged_decode")
+    op = _op("paged_decode")
     kv_bytes = (
         batch * context * 2 * shape.num_kv_heads * (shape.head_dim * (1 if kv == "fp8" else 2) + 4 * (kv == "fp8"))
     )
@@ -225,7 +224,7 @@ def _paged_decode(settings: Settings, shape: ModelShape, batch: int, context: in
 def _paged_prefill(settings: Settings, shape: ModelShape, tokens: int, kv: str) -> _Work:
     import torch
 
-    op = _op(settings, "paged_attention", "paged_prefill")
+    op = _op("paged_prefill")
     table, num_blocks = _block_table(settings, 1, tokens)
     cache = _cache(settings, shape, num_blocks, kv)
     seq_lens = torch.full((1,), tokens, dtype=torch.int32, device=settings.device)
@@ -254,7 +253,7 @@ def _linear(settings: Settings, shape: ModelShape, kind: str, name: str, rows: i
 
     from vorta_kernels.reference.linear import quantise_fp8, quantise_int4
 
-    op = _op(settings, "linear", f"{kind}_linear")
+    op = _op(f"{kind}_linear")
     num_outputs, num_inputs = shape.matrices[name]
     group = settings.choose(_INT4_GROUP, _DRY_INT4_GROUP)
     width = 1.0 if kind == "fp8" else 0.5 + 2 / group
@@ -282,3 +281,21 @@ def _linear(settings: Settings, shape: ModelShape, kind: str, name: str, rows: i
         operations=2.0 * rows * num_inputs * num_outputs,
         products="fp8" if kind == "fp8" else "bf16",
     )
+
+
+def _sample(settings: Settings, shape: ModelShape, batch: int) -> _Work:
+    """Temperature, top-k and top-p of every row; logits in 32 bits, read once."""
+    import torch
+
+    from vorta_kernels.grid import SampleCase
+
+    op = _op("sample")
+    moved = 4 * batch * shape.vocab_size
+    case = SampleCase(
+        num_rows=batch, vocab_size=shape.vocab_size, temperatures=(0.8,), top_ks=(50,), top_ps=(0.95,), min_ps=(0.0,)
+    )
+    calls: list[Callable[[], Any]] = []
+    for _ in range(min(_copies(settings, moved), 16)):
+        inputs = case.inputs(torch.device(settings.device))
+        calls.append(lambda inputs=inputs: op(*inputs.args, **inputs.kwargs))  # type: ignore[misc]
+    return _Work(calls=calls, moved_bytes=moved)

@@ -23,17 +23,20 @@ from vorta_bench.h200.model_shape import SHAPES
 from vorta_bench.h200.recording import Figure
 from vorta_bench.h200.runner import make_runner, serve_arguments
 from vorta_bench.h200.stage import Cell, Settings, once
+from vorta_bench.h200.workload import (
+    BETWEEN_TOKENS_S,
+    DRY_LENGTHS,
+    DRY_STREAMS,
+    DRY_WAVE,
+    LENGTHS,
+    STREAMS,
+    WAVE,
+)
 from vorta_bench.load import percentile
 from vorta_bench.wire import Server, serving
 
-__all__ = ["BETWEEN_TOKENS_S", "cells", "key", "parts", "summarise_requests"]
+__all__ = ["cells", "key", "parts", "summarise_requests"]
 
-BETWEEN_TOKENS_S = 1 / 150
-"""The most time between tokens that counts as goodput."""
-STREAMS, DRY_STREAMS = (1, 32, 128, 256), (1, 3)
-LENGTHS, DRY_LENGTHS = ((128, 128), (512, 256)), ((8, 8), (16, 8))
-"""Prompt and output tokens."""
-WAVE, DRY_WAVE = 128, 3
 _SOAK_S, _DRY_SOAK_S = 120.0, 1.0
 _ROUNDS = 3
 
