@@ -32,6 +32,9 @@ Bits = NDArray[np.int32]
 
 _ALL = np.int32(-1)
 
+_MIN_THREAD_WORDS = 1000
+"""Words of masks for which it pays to wake a thread: eight rows of 4096 tokens, or one of 32,000."""
+
 
 class TokenConstraint(Protocol):
     """The state of one sequence, which has accepted the sequence's tokens. One thread at a time calls."""
@@ -155,13 +158,21 @@ def stack_masks(rows: Sequence[MaskedRow], masks: Bits) -> None:
 
 
 class MaskFiller:
-    """Fills masks in a thread, so that they are there when the model has computed the next step."""
+    """Fills masks in a thread, so that they are there when the model has computed the next step. A few small ones are
+    filled where they are used, which takes less than waking a thread.
 
-    def __init__(self) -> None:
+    Args:
+        vocab_size: Of the model.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._num_words = num_words(vocab_size)
         self._executor: ThreadPoolExecutor | None = None
 
     def begin(self, masks: Sequence[RowMask]) -> None:
         """Starts to fill. Their constraints are not to be touched before `RowMask.write` has returned."""
+        if len(masks) * self._num_words < _MIN_THREAD_WORDS:
+            return
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="masks")
         filling = self._executor.submit(_fill_all, masks)

@@ -165,7 +165,7 @@ class Sampler:
         self._weights: FloatArray = np.zeros((self._chunk_rows, padded), np.float32)
         self._is_found: NDArray[np.bool_] = np.zeros(self._chunk_rows * vocab_size + 8, np.bool_)
         self._plan = _Plan((), vocab_size)
-        self._masks = MaskFiller()
+        self._masks = MaskFiller(vocab_size)
 
     def sample(self, logits: FloatArray, rows: Sequence[RowState]) -> SampleResult:
         """Chooses a token for every row and lets its state accept it.

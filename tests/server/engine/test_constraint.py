@@ -12,6 +12,7 @@ from tests.server.engine.fakes import ends_of, expected, make_engine, request, r
 from vorta.errors import InvalidArgument, VortaError
 from vorta_kernels import cpu
 from vorta_kernels.sampling import SamplingKernel
+from vorta_server.engine import constraint
 from vorta_server.engine.constraint import Bits, bits_of, forbid, num_words, stack_masks
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, FinishReason, GenerationRequest, SamplingParams
@@ -166,11 +167,19 @@ def test_sampled_tokens_are_allowed_ones(kernel: SamplingKernel | None, sampling
             assert np.isclose(np.exp(score.top_logprobs).sum(), 1.0)
 
 
-# In the engine
+# In the engine, with a runner whose logits the engine samples, and with one that samples what it can
 
 
-def test_a_text_ends_where_nothing_can_follow() -> None:
-    engine, _ = make_engine()
+@pytest.fixture(params=["logits", "samples", "thread"])
+def samples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the runner samples. In "thread", masks are filled beside the step, however small they are."""
+    if request.param == "thread":
+        monkeypatch.setattr(constraint, "_MIN_THREAD_WORDS", 0)
+    return bool(request.param == "samples")
+
+
+def test_a_text_ends_where_nothing_can_follow(samples: bool) -> None:
+    engine, _ = make_engine(samples=samples)
     grammar = Steps(sets(6))
     events = submit_and_run(engine, asking("a", grammar))
     tokens = tokens_of(events, "a")
@@ -183,8 +192,8 @@ def test_a_text_ends_where_nothing_can_follow() -> None:
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_a_text_may_end_by_an_end_token(hold: bool) -> None:
-    engine, _ = make_engine()
+def test_a_text_may_end_by_an_end_token(hold: bool, samples: bool) -> None:
+    engine, _ = make_engine(samples=samples)
     # From the third token on, nothing but the end is more likely than another.
     events = submit_and_run(engine, asking("a", Steps([{3}, {4}, {5}], min_len=2), logit_bias={EOS: 50.0}), hold=hold)
     assert tokens_of(events, "a") == [3, 4, EOS]
@@ -192,8 +201,8 @@ def test_a_text_may_end_by_an_end_token(hold: bool) -> None:
     assert (end.finish_reason, end.sequences[0].stop) == (FinishReason.STOP, EOS)
 
 
-def test_min_tokens_and_ignore_eos_go_as_far_as_the_format() -> None:
-    engine, _ = make_engine()
+def test_min_tokens_and_ignore_eos_go_as_far_as_the_format(samples: bool) -> None:
+    engine, _ = make_engine(samples=samples)
     steps = [{3}, {4}, {5}]
     events = submit_and_run(
         engine,
@@ -207,8 +216,8 @@ def test_min_tokens_and_ignore_eos_go_as_far_as_the_format() -> None:
         assert ends_of(events, name)[0].finish_reason is FinishReason.STOP
 
 
-def test_length_and_stop_strings_end_a_text_as_ever() -> None:
-    engine, _ = make_engine()
+def test_length_and_stop_strings_end_a_text_as_ever(samples: bool) -> None:
+    engine, _ = make_engine(samples=samples)
     grammar = Steps([{3}, {4}, {5}, {6}])
     events = submit_and_run(
         engine, asking("short", grammar, max_tokens=2), asking("whole", grammar, max_tokens=4),
@@ -220,8 +229,8 @@ def test_length_and_stop_strings_end_a_text_as_ever() -> None:
     assert (end.finish_reason, end.sequences[0].stop, end.completion_tokens) == (FinishReason.STOP, "ef", 3)
 
 
-def test_siblings_have_states_of_their_own() -> None:
-    engine, _ = make_engine()
+def test_siblings_have_states_of_their_own(samples: bool) -> None:
+    engine, _ = make_engine(samples=samples)
     grammar = Steps(sets(8))
     events = submit_and_run(engine, asking("a", grammar, n=3, temperature=2.0, seed=4, min_p=0.0))
     texts = [tokens_of(events, "a", index) for index in range(3)]
@@ -233,8 +242,8 @@ def test_siblings_have_states_of_their_own() -> None:
     assert [event.finish_reason for event in last] == [FinishReason.STOP] * 3
 
 
-def test_states_survive_preemption() -> None:
-    engine, _ = make_engine(max_running=4, max_model_len=256, capacity=256, max_batched_tokens=64)
+def test_states_survive_preemption(samples: bool) -> None:
+    engine, _ = make_engine(samples=samples, max_running=4, max_model_len=256, capacity=256, max_batched_tokens=64)
     grammars = {f"r{i}": Steps(sets(90, seed=i)) for i in range(4)}
     requests = [asking(name, grammar, prompt=[7 + i] * 20, max_tokens=100) for i, (name, grammar) in
                 enumerate(grammars.items())]  # fmt: skip
@@ -248,8 +257,8 @@ def test_states_survive_preemption() -> None:
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_rows_beside_a_constrained_one_are_as_they_were(hold: bool) -> None:
-    engine, runner = make_engine()
+def test_rows_beside_a_constrained_one_are_as_they_were(hold: bool, samples: bool) -> None:
+    engine, runner = make_engine(samples=samples)
     events = submit_and_run(
         engine,
         request("free", PROMPT, max_tokens=20),
@@ -262,8 +271,8 @@ def test_rows_beside_a_constrained_one_are_as_they_were(hold: bool) -> None:
     assert len(tokens_of(events, "bound")) == 12
 
 
-def test_a_text_that_cannot_go_on_fails_by_its_reason() -> None:
-    engine, runner = make_engine()
+def test_a_text_that_cannot_go_on_fails_by_its_reason(samples: bool) -> None:
+    engine, runner = make_engine(samples=samples)
     grammar = Steps([{3}, set(), {4}])
     engine.submit(asking("stuck", grammar))
     grammar_error = InvalidArgument("no way on", field="response_format.regex")
