@@ -11,6 +11,7 @@ kernels are tested without a GPU.
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import functools
 import hashlib
 import importlib.util
@@ -30,10 +31,12 @@ from vorta_kernels import cpu
 __all__ = [
     "BuildError",
     "KernelUse",
+    "Limit",
     "broken_limits",
     "emulation",
     "find_tool",
     "library",
+    "limit_of",
     "load",
     "resource_use",
     "sass",
@@ -198,26 +201,40 @@ def kernel_name(symbol: str) -> str:
     return f"{found[2]}<{','.join(arguments)}>" if arguments else found[2]
 
 
-def limits() -> dict[str, dict[str, int | list[str]]]:
-    """By kernel without its template arguments: `registers`, the ceiling, and `instructions`, what its machine code
-    must hold on every architecture (`csrc/cuda/limits.json`)."""
-    loaded: dict[str, dict[str, int | list[str]]] = json.loads((_SOURCES / "limits.json").read_text(encoding="utf-8"))
-    return loaded
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What a kernel may take and must hold (`csrc/cuda/limits.json`, by patterns of kernels' names).
+
+    Attributes:
+        registers: the most that a thread may use.
+        instructions: what the machine code must hold on every architecture.
+    """
+
+    registers: int
+    instructions: tuple[str, ...]
+
+
+def limit_of(kernel: str) -> Limit | None:
+    """The limit of the first pattern that the kernel's name fits; None where no pattern does."""
+    table = json.loads((_SOURCES / "limits.json").read_text(encoding="utf-8"))
+    for pattern, entry in table.items():
+        if fnmatch.fnmatchcase(kernel, pattern):
+            return Limit(registers=entry["registers"], instructions=tuple(entry["instructions"]))
+    return None
 
 
 def broken_limits(uses: Sequence[KernelUse]) -> list[str]:
     """One line for each kernel that spills, uses local memory, has no limit or passes its limit."""
     lines = []
-    ceilings = limits()
     for use in uses:
         where = f"{use.kernel} on {use.arch}"
         if use.spill_bytes or use.stack_bytes:
             lines.append(f"{where} spills {use.spill_bytes} bytes and has {use.stack_bytes} bytes of local memory")
-        limit = ceilings.get(use.kernel.partition("<")[0])
+        limit = limit_of(use.kernel)
         if limit is None:
             lines.append(f"{where} has no limit in limits.json")
-        elif use.registers > int(str(limit["registers"])):
-            lines.append(f"{where} uses {use.registers} registers, more than {limit['registers']}")
+        elif use.registers > limit.registers:
+            lines.append(f"{where} uses {use.registers} registers, more than {limit.registers}")
     return lines
 
 
@@ -298,13 +315,12 @@ def _main() -> int:
         print(f"vorta_kernels.cuda: {error}", file=sys.stderr)  # noqa: T201
         return 1
     print(library())  # noqa: T201
-    ceilings = limits()
     print(f"{'kernel':44} {'arch':7} {'registers':>9} {'limit':>5} {'spills':>6} {'local':>5} {'shared':>6}")  # noqa: T201
     for use in uses:
-        limit = ceilings.get(use.kernel.partition("<")[0], {}).get("registers", "-")
+        limit = limit_of(use.kernel)
         print(  # noqa: T201
-            f"{use.kernel:44} {use.arch:7} {use.registers:9} {limit!s:>5} {use.spill_bytes:6} {use.stack_bytes:5} "
-            f"{use.shared_bytes:6}"
+            f"{use.kernel:44} {use.arch:7} {use.registers:9} {limit.registers if limit else '-':>5} "
+            f"{use.spill_bytes:6} {use.stack_bytes:5} {use.shared_bytes:6}"
         )
     broken = broken_limits(uses)
     for line in broken:

@@ -4,6 +4,26 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define VORTA_BOTH __host__ __device__ inline
+#else
+#define VORTA_BOTH inline
+#endif
+
+namespace vorta {
+
+// float8_e4m3fn's exponent and mantissa in fp16's place are the number times 2^-8, subnormals too. NaN (0x7f) becomes 480,
+// which quantisation never makes. Of a register of four: the two low ones, and the two high ones.
+VORTA_BOTH uint32_t e4m3_low_bits(uint32_t codes) {
+  const uint32_t spread = (codes & 0xff) << 8 | (codes & 0xff00) << 16;
+  return (spread & 0x80008000u) | (spread & 0x7f007f00u) >> 1;
+}
+VORTA_BOTH uint32_t e4m3_high_bits(uint32_t codes) { return e4m3_low_bits(codes >> 16); }
+
+constexpr uint32_t kTwo256 = 0x5c005c00u;  // Two fp16 of 256, which makes up for the 2^-8.
+
+}  // namespace vorta
+
 #ifndef __CUDACC__
 
 #include "simt.h"
@@ -75,20 +95,6 @@ __device__ __forceinline__ void let_next_kernel_start() {
 extern __shared__ uint4 dynamic_shared_vectors[];
 
 __device__ __forceinline__ char* dynamic_shared() { return reinterpret_cast<char*>(dynamic_shared_vectors); }
-
-// 16 bytes that no other block reads and no kernel writes: past L1.
-__device__ __forceinline__ uint4 load_once(const void* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
-// 16 bytes that many read: through L1. An ordinary load, as the previous kernel may have written them.
-__device__ __forceinline__ uint4 load_shared_by_blocks(const void* from) {
-  return *static_cast<const uint4*>(from);
-}
 
 // Copies 16 bytes to shared memory, or writes zeros there without a read; past L1.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool is_real) {
@@ -179,13 +185,8 @@ __device__ __forceinline__ uint2 e4m3_to_fp16(uint32_t codes) {
       : "=r"(wide.x), "=r"(wide.y)
       : "r"(codes));
 #else
-  // The 7 bits of exponent and mantissa in fp16's place are the number times 2^-8, subnormals too; NaN (0x7f) comes out
-  // as 480, which quantisation never makes.
-  const uint32_t even = __byte_perm(codes, 0, 0x1404), odd = __byte_perm(codes, 0, 0x3424);
-  const uint32_t low = (even & 0x80008000u) | ((even & 0x7f007f00u) >> 1);
-  const uint32_t high = (odd & 0x80008000u) | ((odd & 0x7f007f00u) >> 1);
-  asm("mul.f16x2 %0, %1, %2;" : "=r"(wide.x) : "r"(low), "r"(0x5c005c00u));  // 256
-  asm("mul.f16x2 %0, %1, %2;" : "=r"(wide.y) : "r"(high), "r"(0x5c005c00u));
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(wide.x) : "r"(e4m3_low_bits(codes)), "r"(kTwo256));
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(wide.y) : "r"(e4m3_high_bits(codes)), "r"(kTwo256));
 #endif
   return wide;
 }
@@ -196,16 +197,14 @@ template <typename T>
 __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 template <>
 __device__ __forceinline__ void multiply_add<fp16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 template <>
 __device__ __forceinline__ void multiply_add<bf16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
