@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.server.engine.fakes import Letters, expected, make_engine
+from tests.server.engine.test_constraint import Steps
 from vorta.errors import InvalidArgument
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams, Started
@@ -26,12 +27,14 @@ from vorta_server.workers.protocol import (
     GenerationDefaults,
     Hello,
     ModelCard,
+    OutputFormat,
     Prompt,
     Stats,
     Step,
     Submit,
     Tokenize,
     TokenizeReply,
+    ToolSpec,
     WorkerMessage,
     decode_worker_message,
     encode,
@@ -76,6 +79,29 @@ class LetterCodec(Letters):
         return [ord(letter) % 59 + 1 for letter in text]
 
 
+class StepCompiler:
+    """Formats whose text is the tokens, "3,4"; a lock can hold the thread that compiles."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.found: dict[str, Steps] = {}
+        self.is_closed = False
+
+    def find(self, output_format: OutputFormat, tools: Sequence[ToolSpec]) -> Steps | None:
+        return self.found.get(output_format.text)
+
+    def compile(self, output_format: OutputFormat, tools: Sequence[ToolSpec]) -> Steps:
+        self.gate.wait(10)
+        if output_format.text == "bad":
+            raise InvalidArgument("no such format", field="response_format.regex")
+        steps = [{int(token)} for token in output_format.text.split(",")]
+        return self.found.setdefault(output_format.text, Steps(steps))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 class Front:
     """A front's end of the socket."""
 
@@ -89,9 +115,10 @@ class Front:
     def send(self, *messages: FrontMessage) -> None:
         self.socket.sendall(b"".join(bytes(encode(message)) for message in messages))
 
-    def submit(self, request_id: str, text: str = "abc", **options: object) -> None:
+    def submit(self, request_id: str, text: str = "abc", *, regex: str | None = None, **options: object) -> None:
         sampling = SamplingParams(**{"temperature": 0.0, "max_tokens": 6, **options})
-        self.send(Submit(request_id=request_id, prompt=Prompt(text=text), sampling=sampling))
+        asked = None if regex is None else OutputFormat("regex", text=regex)
+        self.send(Submit(request_id=request_id, prompt=Prompt(text=text), sampling=sampling, output_format=asked))
 
     def until(self, condition: Callable[[WorkerMessage], bool]) -> WorkerMessage:
         for message in self.messages:
@@ -131,11 +158,13 @@ class Worker:
         self.runner: FakeRunner
         self.engine, self.runner = make_engine(clock=time.monotonic, **engine)  # type: ignore[arg-type]
         self.codec = LetterCodec()
+        self.formats = StepCompiler()
         self.host = WorkerHost(
             engine=self.engine,
             codec=self.codec,
             card=CARD,
             transport=WorkerTransport(self.path),
+            formats=self.formats,
             flush_interval_s=0.01,
         )
         self.thread = threading.Thread(target=self.host.run)
@@ -147,9 +176,11 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     worker = Worker(tmp_path)
     yield worker
     worker.codec.gate.set()
+    worker.formats.gate.set()
     worker.host.stop()
     worker.thread.join(10)
     assert not worker.thread.is_alive()
+    assert worker.formats.is_closed
 
 
 @pytest.fixture
@@ -202,6 +233,35 @@ def test_cancel_running_and_cancel_unknown(worker: Worker, front: Front) -> None
     assert isinstance(end, Finished)
     assert end.finish_reason in (FinishReason.CANCELLED, FinishReason.LENGTH)
     wait_for(lambda: worker.engine.kv_used_tokens == 0)
+
+
+def tokens_in(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) for token in event.token_ids]
+
+
+def test_a_format_is_compiled_beside_the_loop_and_once(worker: Worker, front: Front) -> None:
+    worker.formats.gate.clear()
+    front.submit("bound", regex="7,8,9")
+    front.submit("free")
+    assert len(tokens_in(front.events("free"))) == 6
+    front.submit("gone", regex="1")
+    front.send(Cancel("gone"))
+    (end,) = front.events("gone")
+    assert isinstance(end, Finished)
+    assert end.finish_reason is FinishReason.CANCELLED
+    worker.formats.gate.set()
+    assert tokens_in(front.events("bound")) == [7, 8, 9]
+    worker.formats.gate.clear()
+    front.submit("again", regex="7,8,9")  # known, so nothing is waited for
+    assert tokens_in(front.events("again")) == [7, 8, 9]
+
+
+def test_a_bad_format_answers_with_its_error_alone(front: Front) -> None:
+    front.submit("bad", regex="bad")
+    (end,) = front.events("bad")
+    assert isinstance(end, Finished)
+    assert end.failure is not None
+    assert end.failure.metadata["field"] == "response_format.regex"
 
 
 def test_a_long_prompt_is_tokenized_beside_the_loop_and_can_be_cancelled(worker: Worker, front: Front) -> None:
