@@ -109,7 +109,7 @@ class Codec:
         """Sets a message's fields from JSON text; empty text sets none. Raises JsonError."""
         mapping = self._mapping(type(message))
         # What the message has already may contradict the text: the native codec would not see that.
-        if mapping is not None and not message.ByteSize():
+        if mapping is not None and not message.ListFields():
             wire = mapping.read(data)
             if wire is not None:
                 message.MergeFromString(wire)

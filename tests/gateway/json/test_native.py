@@ -44,7 +44,7 @@ OPTIONS = [
     JsonOptions(ignore_unknown=True),
 ]
 by_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.DESCRIPTOR.full_name)
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 _MAPPINGS: dict[Any, Any] = {}
 
 
@@ -193,13 +193,14 @@ true false null tru nul nulll truefalse {} [] [null] {"":null} [1] [1,] [,1] {"a
 VALUES = [*_WORDS.split(), '"1 "', '" 1"', '"A A="', '"a\x7f"', '"tab\t"', '"\0"']
 
 
-@by_type
-@pytest.mark.parametrize("form", ["%s", "[%s]", "[%s,%s]", '{"1":%s}', '{"true":%s}', '{"":%s}'])
+@pytest.mark.parametrize("kind", TYPES[:3], ids=lambda kind: kind.DESCRIPTOR.full_name)
+@pytest.mark.parametrize("form", ["%s", "[%s,%s]", '{"1":%s}', '{"true":%s}'])
 def test_every_field_with_every_value(kind: Any, form: str) -> None:
-    fields = kind.DESCRIPTOR.fields
-    for field, value, options in product(fields, VALUES, (OPTIONS[0], OPTIONS[2])):
+    # Of proto2, what differs.
+    fields = [field for field in kind.DESCRIPTOR.fields if kind is not TYPES[1] or "enum" in field.name]
+    for field, value in product(fields, VALUES):
         text = f'{{"{field.name}": {form.replace("%s", value)}}}'
-        check_read(kind, text.encode(), options)
+        check_read(kind, text.encode(), OPTIONS[0])
 
 
 @pytest.mark.parametrize("kind", [timestamp_pb2.Timestamp, struct_pb2.Value, struct_pb2.Struct, struct_pb2.ListValue])
@@ -218,7 +219,7 @@ def test_any_json_is_a_value(value: Any, indent: int | None, is_ascii: bool) -> 
     assert check_write(struct_pb2.Value, wire, OPTIONS[0])
 
 
-@FUZZ
+@settings(FUZZ, max_examples=40)
 @given(
     numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20),
     texts=st.lists(st.from_regex(r"\A-?(0|[1-9]\d{0,25})(\.\d{1,25})?([eE][+-]?\d{1,3})?\Z"), max_size=20),
@@ -377,6 +378,10 @@ def test_messages_that_protobuf_does_not_serialize() -> None:
     with pytest.raises(EncodeError):
         UninterpretedOption.NamePart().SerializeToString()
     assert Codec().text(UninterpretedOption.NamePart()) == b"{}"
+    for is_native in (True, False):
+        part = UninterpretedOption.NamePart()
+        Codec(is_native=is_native).parse(part, b'{"name_part":"x"}')
+        assert part.name_part == "x"
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
