@@ -14,14 +14,20 @@ GRPC_PORT ?= 50051
 HTTP_PORT ?= 8000
 DATA_DIR ?= data
 BENCH_WORK ?= data/bench
+H200_OUT ?= data/h200
+H200_PACKAGES := data/h200-packages
+SOURCES := clients/python:server:gateway:kernels:benchmarks
+STAGES ?=
+LIMIT ?= 540
 PEERS := .venv-peers
 PEER_PYTHON ?= $(wildcard $(PEERS)/bin/python)
 STORES := .venv-stores
+TENSORRT := .venv-trt
 STORE_PYTHON ?= $(wildcard $(STORES)/bin/python)
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
 $(SETUP): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh
@@ -42,7 +48,7 @@ run: $(SETUP) ## Set up and serve the default models (gRPC on 50051, HTTP on 800
 
 .PHONY: test
 test: $(SETUP) ## Set up and run the tests with coverage; no network, no GPU, no torch
-	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not reference" --cov --cov-report=term --cov-fail-under=85
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not reference and not tensorrt" --cov --cov-report=term --cov-fail-under=85
 
 .PHONY: test-all
 test-all: $(SETUP) $(REFERENCE) ## All tests, the slow ones and those against torch and transformers too
@@ -52,6 +58,13 @@ test-all: $(SETUP) $(REFERENCE) ## All tests, the slow ones and those against to
 .PHONY: test-web
 test-web: $(WEB) ## Set up Node and Chromium and run the tests of the TypeScript client and the console
 	@VENV="$(VENV)" scripts/test_web.sh
+
+$(TENSORRT)/.setup-done: $(SETUP) requirements-tensorrt.txt scripts/setup_tensorrt.sh
+	@PYTHON="$(BIN)/python" VENV="$(TENSORRT)" scripts/setup_tensorrt.sh
+
+.PHONY: test-tensorrt
+test-tensorrt: $(TENSORRT)/.setup-done ## Build TensorRT engines of small models; no GPU (downloads TensorRT-RTX, 140 MB)
+	@$(TENSORRT)/bin/python -m pytest -m tensorrt -rs tests/server/compiler
 
 .PHONY: lint
 lint: $(SETUP) ## ruff, mypy --strict, buf lint, current stubs
@@ -133,10 +146,26 @@ bench: $(SETUP) ## Compare engines, embeddings and vector search with their peer
 	@$(if $(STORE_PYTHON),$(BIN)/python -m vorta_bench.search peers --rows 20000 --work $(BENCH_WORK) \
 		--peer-python $(STORE_PYTHON) --out benchmarks/results/search_peers.json,echo "no other stores: make peers")
 
+# With the interpreter that has torch, as it is: a GPU host may have no network, and so no .venv.
+.PHONY: h200
+h200: ## Build, check and measure on this host's GPU with PYTHON, then the page; STAGES="engine wire" LIMIT=400 ARGS=--resume
+	@status=0; tag=$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
+		PYTHONPATH=$(SOURCES):$(H200_PACKAGES)/$$tag $(PYTHON) -m vorta_bench.h200 $(STAGES) --out $(H200_OUT) \
+		--limit-s $(LIMIT) $(if $(STAGES),,--rounds 3) $(ARGS) || status=$$?; \
+		test $$status = 2 || $(MAKE) report; exit $$status
+
+.PHONY: report
+report: ## Write the page of what make h200 measured: H200_OUT/report.html
+	@PYTHONPATH=$(SOURCES) $(PYTHON) -m vorta_bench.report $(H200_OUT)
+
+.PHONY: h200-packages
+h200-packages: $(SETUP) ## Download what a GPU host without network lacks of the server's packages (Python 3.12, 44 MB)
+	@scripts/h200_packages.sh $(BIN)/pip $(H200_PACKAGES)/cp312
+
 .PHONY: deploy-staging
 deploy-staging: ## Apply deploy/kubernetes/overlays/staging to the current kubectl context
 	@scripts/deploy_staging.sh
 
 .PHONY: clean
 clean: ## Remove what was built and installed here
-	@rm -rf $(VENV) $(PEERS) $(STORES) dist {clients/typescript,console,tests/web}/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(STORES) $(TENSORRT) dist {clients/typescript,console,tests/web}/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,6 +18,7 @@ from vorta.errors import FailedPrecondition, Internal, InvalidArgument, VortaErr
 
 if TYPE_CHECKING:
     from vorta_server.compiler.artifact import Manifest
+    from vorta_server.compiler.tensorrt_engine import EngineBuilder
 
 __all__ = ["add_compile"]
 
@@ -58,6 +59,12 @@ def add_compile(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="weights that share a scale, 16 to 256; default: 32, of large models and encoders 128",
     )
     parser.add_argument("--max-model-len", type=int, metavar="N", help="tokens; default: what the checkpoint names")
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        metavar="DIR",
+        help="build TensorRT's engines into this folder too, where TensorRT is installed; those there are kept",
+    )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where pulled models are")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -73,6 +80,7 @@ def run_compile(arguments: argparse.Namespace) -> int:
     from vorta_server.compiler.compile import compile_checkpoint
     from vorta_server.registry.source import resolve_source
 
+    builder = _engine_builder(arguments)
     kernels = arguments.kernels
     if kernels == "auto":
         kernels = "vorta" if cpu.is_available() else "portable"
@@ -91,6 +99,7 @@ def run_compile(arguments: argparse.Namespace) -> int:
                 progress=bar.report,
                 overwrite=arguments.force,
             )
+            engines = _build_engines(arguments, builder, bar) if builder is not None else []
         except CheckpointError as exc:
             raise _checkpoint_error(exc, source) from exc
         except ArtifactError as exc:
@@ -114,6 +123,8 @@ def run_compile(arguments: argparse.Namespace) -> int:
         result["prompts"] = sorted(manifest.prompts)
     elif manifest.kind == "rerank":
         result |= {"labels": manifest.num_labels, "uses_sigmoid": manifest.uses_sigmoid}
+    if builder is not None:
+        result["engines"] = [str(path) for path in engines]
     if arguments.json:
         print_json(result)
     else:
@@ -122,6 +133,27 @@ def run_compile(arguments: argparse.Namespace) -> int:
             f"{num_bytes / 1e6:.1f} MB, {result['elapsed_s']:.1f} s\n"
         )
     return 0
+
+
+def _engine_builder(arguments: argparse.Namespace) -> EngineBuilder | None:
+    """What builds engines, if they are asked for; looked for before a long compilation rather than after it."""
+    if arguments.engines is None:
+        return None
+    if arguments.target != "tensorrt":
+        raise InvalidArgument("--engines needs --target tensorrt", field="engines")
+    from vorta_server.compiler.tensorrt_engine import find_tensorrt
+
+    return find_tensorrt()
+
+
+def _build_engines(arguments: argparse.Namespace, builder: EngineBuilder, bar: ProgressBar) -> list[Path]:
+    from vorta_server.compiler.tensorrt_engine import build_engines
+
+    bar.restart()
+    try:
+        return build_engines(arguments.out, arguments.engines, builder=builder, progress=bar.report)
+    except OSError as exc:
+        raise Internal(f"cannot write engines: {exc.strerror or exc}", metadata={"path": arguments.engines}) from exc
 
 
 def _describe(manifest: Manifest) -> str:
@@ -150,6 +182,10 @@ class ProgressBar:
         """Shows what is being done and the fraction done, 0 to 1."""
         self._bar.set_description_str(stage, refresh=False)
         self._bar.update(max(0.0, 100 * fraction - self._bar.n))
+
+    def restart(self) -> None:
+        """Begins another piece of work at 0 %."""
+        self._bar.reset()
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -21,6 +21,7 @@ import msgspec
 
 FORMAT = "vorta-artifact"
 MANIFEST_FILE = "manifest.json"
+SLOT_COPY_FILE = "copy_slot.onnx"  # of decoders in standard operators: copies one slot of the KV cache
 
 Opener = Callable[[Path], BinaryIO]
 

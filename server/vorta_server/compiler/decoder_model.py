@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 
 import msgspec
+from onnx import helper
 
-from vorta_server.compiler.artifact import ArtifactWriter, FileEntry, GraphEntry, Manifest, SourceEntry
+from vorta_server.compiler.artifact import SLOT_COPY_FILE, ArtifactWriter, FileEntry, GraphEntry, Manifest, SourceEntry
 from vorta_server.compiler.checkpoint import Checkpoint, CheckpointError, check_tokenizer
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.decoder import DecoderGraph, compiled_head_dim
 from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
+from vorta_server.compiler.opset_decoder import slot_copy
 from vorta_server.compiler.plan import Kernels, plan_graphs
 from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.compiler.weight import DecoderWeights, tensor_shapes
@@ -63,6 +65,11 @@ class DecoderModel:
 
             DecoderGraph(graph, spec, self._weights, plan.lowering, self._length, layer_begins).build()
             writer.write(plan.file, graph.model(spec.model_type).SerializeToString())
+        if self._target == "tensorrt":
+            copier = GraphBuilder(weight_file, is_standard=True)
+            cache_type = helper.np_dtype_to_tensor_dtype(self._plans[0].lowering.element)
+            slot_copy(copier, cache_type, spec.num_kv_heads, compiled_head_dim(spec))
+            writer.write(SLOT_COPY_FILE, copier.model("copy_slot").SerializeToString())
 
     def manifest(self, files: dict[str, FileEntry], fingerprint: str, versions: Mapping[str, str]) -> Manifest:
         """What the artifact's manifest says."""

@@ -13,9 +13,20 @@ from onnx import TensorProto
 
 from vorta_server.compiler.graph import GraphBuilder
 from vorta_server.compiler.linear import AttentionLayer, Linear, stack_linears
+from vorta_server.compiler.opset_attention import Attended, attend, make_mask
 from vorta_server.compiler.opset_product import OpsetProducts, opset_rms_norm
 
-__all__ = ["OpsetDecoderLowering"]
+__all__ = ["OpsetDecoderLowering", "slot_copy"]
+
+
+def slot_copy(graph: GraphBuilder, data_type: int, num_kv_heads: int, head_dim: int) -> None:
+    """Adds all of a graph that copies one slot of a cache: input `source`, output `target`, both [1, KH, T, D].
+
+    A runner needs it because ONNX Runtime has no other way to copy on its devices.
+    """
+    shape: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
+    graph.node("Identity", [graph.input("source", data_type, shape)], ["target"])
+    graph.output("target", data_type, shape)
 
 
 class OpsetDecoderLowering(OpsetProducts):
@@ -72,13 +83,21 @@ class OpsetDecoderLowering(OpsetProducts):
     def attention(self, graph: GraphBuilder, name: str, layer: AttentionLayer) -> str:
         query, key, value = self._heads(graph, name, layer)
         query, key = (self._rotate(graph, heads) for heads in (query, key))
-        caches = [
+        keys, values = (
             graph.node("TensorScatter", [f"past_{part}", update, "past_lengths"], [f"present_{part}"], axis=2)
             for part, update in zip(layer.cache, (key, value), strict=True)
-        ]
-        inputs = [query, *caches, self._mask(graph, layer)]
-        graph.node("Attention", inputs, [f"{name}.mixed"], scale=layer.scale, is_causal=0)
-        rows = graph.node("Transpose", [f"{name}.mixed"], [f"{name}.rows"], perm=[0, 2, 1, 3])
+        )
+        attended = Attended(
+            query=query,
+            key=keys,
+            value=values,
+            mask=self._mask(graph, layer),
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            scale=layer.scale,
+        )
+        mixed = attend(graph, f"{name}.mixed", attended, self.element)
+        rows = graph.node("Transpose", [mixed], [f"{name}.rows"], perm=[0, 2, 1, 3])
         merged = graph.constant("merged_shape", np.array([0, 0, -1], np.int64))
         return graph.node("Reshape", [rows, merged], [name])
 
@@ -104,7 +123,7 @@ class OpsetDecoderLowering(OpsetProducts):
         return graph.node("RotaryEmbedding", inputs, [f"{heads}.rotated"])
 
     def _mask(self, graph: GraphBuilder, layer: AttentionLayer) -> str:
-        """Whether a token sees a place of the cache, [B, 1, S, T]; layers with one window share it."""
+        """What is added to scores of tokens and places of the cache, [B, 1, S, T]; layers of one window share it."""
         if layer.window in self._masks:
             return self._masks[layer.window]
         name = f"mask_{'all' if layer.window is None else layer.window}"
@@ -115,7 +134,8 @@ class OpsetDecoderLowering(OpsetProducts):
             limit = graph.node("Sub", [column, width], [f"{name}.limit"])
             near = graph.node("Greater", [keys, limit], [f"{name}.near"])
             seen = graph.node("And", [seen, near], [f"{name}.seen"])
-        self._masks[layer.window] = graph.node("Unsqueeze", [seen, self._axes(graph, 1)], [name])
+        seen = graph.node("Unsqueeze", [seen, self._axes(graph, 1)], [f"{name}.by_head"])
+        self._masks[layer.window] = make_mask(graph, name, seen, self.element)
         return name
 
     def _places(self, graph: GraphBuilder, layer: AttentionLayer) -> tuple[str, str]:

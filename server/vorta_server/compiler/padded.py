@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -21,19 +22,21 @@ from vorta_server.compiler.encoder_lowering import (
 from vorta_server.compiler.encoder_spec import Activation
 from vorta_server.compiler.graph import MICROSOFT, GraphBuilder
 from vorta_server.compiler.linear import Linear, ProductLowering, rms_norm, take_linear
+from vorta_server.compiler.opset_attention import Attended, attend, make_mask
 
 __all__ = ["PaddedLowering"]
-
-# A score that no softmax gives weight to; a row in which all are so (padding) stays finite.
-_NEVER = -1e9
 
 
 class PaddedLowering:
     """Texts [B, S] with lengths.
 
+    Its parts that begin with an underscore are what `opset_encoder.py` does otherwise.
+
     Args:
         linears: How linear layers and the table of words compute.
     """
+
+    _element: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(self, linears: ProductLowering) -> None:
         self._linears = linears
@@ -144,7 +147,7 @@ class PaddedLowering:
 
     def _constant(self, graph: GraphBuilder, name: str, value: Float32Array) -> str:
         """A constant of the type that activations have."""
-        return graph.constant(name, value)
+        return graph.constant(name, value.astype(self._element))
 
     def _rms_norm(self, graph: GraphBuilder, name: str, x: str, weight: str, epsilon: float) -> str:
         return rms_norm(graph, name, x, weight, epsilon)
@@ -157,20 +160,16 @@ class PaddedLowering:
     def _attend(self, graph: GraphBuilder, qkv: tuple[str, str, str], layer: SelfAttention) -> str:
         """Attention of queries [B, heads, S, D] to keys and values [B, kv heads, S, D]: [B, heads, S, D]."""
         query, key, value = qkv
-        if layer.num_kv_heads != layer.num_heads:
-            key, value = (self._repeat(graph, part, layer) for part in (key, value))
-        scale = graph.constant(f"scale_{layer.head_dim}", np.array(1 / math.sqrt(layer.head_dim), np.float32))
-        turned = graph.node("Transpose", [key], [f"{key}.turned"], perm=[0, 1, 3, 2])
-        scores = graph.node("MatMul", [query, turned], [f"{layer.name}.products"])
-        scores = graph.node("Mul", [scores, scale], [f"{layer.name}.scaled"])
-        scores = graph.node("Add", [scores, self._mask(graph, layer)], [f"{layer.name}.scores"])
-        weights = graph.node("Softmax", [scores], [f"{layer.name}.weights"], axis=-1)
-        return graph.node("MatMul", [weights, value], [f"{layer.name}.mixed"])
-
-    def _repeat(self, graph: GraphBuilder, x: str, layer: SelfAttention) -> str:
-        """Every KV head once for each query head of its group."""
-        source = np.repeat(np.arange(layer.num_kv_heads), layer.num_heads // layer.num_kv_heads)
-        return graph.node("Gather", [x, graph.constant("head_of_group", source)], [f"{x}.repeated"], axis=1)
+        attended = Attended(
+            query=query,
+            key=key,
+            value=value,
+            mask=self._mask(graph, layer),
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            scale=1 / math.sqrt(layer.head_dim),
+        )
+        return attend(graph, f"{layer.name}.mixed", attended, self._element)
 
     def _is_real(self, graph: GraphBuilder) -> str:
         """Whether a place holds a token: [B, S]."""
@@ -183,18 +182,15 @@ class PaddedLowering:
     def _mask(self, graph: GraphBuilder, layer: SelfAttention) -> str:
         """What is added to scores [B, heads, S, S]; layers of one kind share it."""
         key = (layer.window, layer.is_causal)
-        if key in self._masks:
-            return self._masks[key]
-        name = f"mask_{'all' if layer.window is None else layer.window}"
-        distance = self._distance(graph, name)
-        seen = self._seen(graph, name, layer, distance)
-        numbers = [graph.constant("mask/seen", np.array(0, np.float32))]
-        numbers.append(graph.constant("mask/never", np.array(_NEVER, np.float32)))
-        mask = graph.node("Where", [seen, *numbers], [name])
-        if layer.relative is not None:
-            mask = graph.node("Add", [mask, self._relative(graph, name, layer.relative, distance)], [f"{name}.sum"])
-        self._masks[key] = mask
-        return mask
+        if key not in self._masks:
+            name = f"mask_{'all' if layer.window is None else layer.window}"
+            distance = self._distance(graph, name)
+            seen = self._seen(graph, name, layer, distance)
+            relative = ""
+            if layer.relative is not None:
+                relative = self._relative(graph, name, layer.relative, distance)
+            self._masks[key] = make_mask(graph, name, seen, self._element, relative)
+        return self._masks[key]
 
     def _seen(self, graph: GraphBuilder, name: str, layer: SelfAttention, distance: str) -> str:
         """Whether a query sees a key, [B, 1, S, S]; `distance` as of `_distance`."""

@@ -1,4 +1,4 @@
-"""The runner of text encoders on a CPU: an artifact's graph through ONNX Runtime, a batch of texts at a time."""
+"""The runner of text encoders: an artifact's graph through ONNX Runtime, a batch of texts at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from vorta.errors import Internal
 from vorta_server.compiler.artifact import ArtifactError, Manifest, load_manifest
 from vorta_server.embedding.encoder import EncoderInfo
-from vorta_server.runners.session import kernel_library, open_session
+from vorta_server.runners.providers import CPU, Profile, ProviderChoice, choose_providers
+from vorta_server.runners.session import check_target, kernel_library, open_session
 
 __all__ = ["OnnxEncoder"]
 
@@ -20,31 +21,53 @@ Float32Array = NDArray[np.float32]
 
 _KINDS = ("embedding", "rerank")
 
+# Texts of a batch that TensorRT plans for; with more it plans anew. Tokens likewise, up to the model's length.
+_USUAL_TEXTS, _MOST_TEXTS = 8, 64
+_USUAL_TOKENS = 128
+
 
 class OnnxEncoder:
-    """Computes batches on an artifact that `vorta compile --target cpu` wrote of a text encoder.
+    """Computes batches on an artifact that `vorta compile` wrote of a text encoder, for the cpu or for TensorRT.
 
     Args:
         artifact: The artifact's folder.
         threads: Threads of a batch, the calling one included; 0 for one per core.
+        providers: Of ONNX Runtime, see `runners.providers`; any but the cpu needs an artifact for TensorRT.
+        cache_dir: Where TensorRT's provider keeps its engines; None for nowhere.
         verify: Check the content of the artifact's files against its manifest, beside their sizes.
 
     Raises:
         ArtifactError: The folder is no artifact of an encoder, or damaged.
         ValueError: A number is out of range.
+        vorta.errors.FailedPrecondition: A provider is missing, or the artifact is not for it.
         vorta.errors.Internal: ONNX Runtime refuses the graph.
     """
 
-    def __init__(self, artifact: Path, *, threads: int = 0, verify: bool = False) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        *,
+        threads: int = 0,
+        verify: bool = False,
+        providers: Sequence[str] = CPU,
+        cache_dir: Path | None = None,
+    ) -> None:
         if threads < 0:
             raise ValueError(f"threads ({threads}) must not be negative")
         self._manifest = manifest = load_manifest(artifact, verify=verify)
         if manifest.kind not in _KINDS:
             raise ArtifactError(f"{artifact} is a {manifest.kind} model, no encoder", path=artifact, field="kind")
+        check_target(manifest, artifact, providers)
         self._is_packed = manifest.kernels == "vorta"
         self._output = "hidden_states" if manifest.kind == "embedding" else "logits"
         library = kernel_library(artifact) if self._is_packed else None
-        self._session = open_session(artifact / manifest.graphs[0].file, threads, library)
+        choice = ProviderChoice(
+            names=choose_providers(providers),
+            cache_dir=cache_dir,
+            precision=manifest.precision,
+            profile=_profile(manifest),
+        )
+        self._session = open_session(artifact / manifest.graphs[0].file, threads, library, providers=choice)
         self._info = EncoderInfo(
             kind=manifest.kind,
             hidden_size=manifest.hidden_size,
@@ -112,6 +135,14 @@ class OnnxEncoder:
         if list(map(len, token_types)) != lengths.tolist():
             raise ValueError("token types and tokens differ in number")
         return types
+
+
+def _profile(manifest: Manifest) -> Profile:
+    """The shapes of padded batches that TensorRT prepares for."""
+    usual_step = min(_USUAL_TOKENS, manifest.max_model_len)
+    texts = ([1, 1], [_USUAL_TEXTS, usual_step], [_MOST_TEXTS, manifest.max_model_len])
+    names = ["input_ids", *(["token_types"] if manifest.has_token_types else [])]
+    return {**dict.fromkeys(names, texts), "lengths": ([1], [_USUAL_TEXTS], [_MOST_TEXTS])}
 
 
 def _packed(inputs: dict[str, Int32Array], lengths: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
