@@ -32,8 +32,10 @@ FORBIDDEN: dict[str, set[str]] = {
     "vorta_server": {"vorta_bench", "torch", "transformers"},
     "vorta_server.engine": WIRE
     | {
+        "llguidance",
         "onnxruntime",
         "pydantic",
+        "tokenizers",
         "vorta_kernels",
         *(f"vorta_server.{name}" for name in ("front", "workers", "runners", "compiler", "tokenization", "registry")),
     },
@@ -63,7 +65,8 @@ FORBIDDEN: dict[str, set[str]] = {
     | {f"vorta_server.{name}" for name in ("registry", "observability", "embedding", "commands")},
     "vorta_server.workers": WIRE | {"vorta_server.front"},
     "vorta_server.registry": WIRE | {"onnxruntime", "vorta_server.front", "vorta_server.engine.engine"},
-    "vorta_server.front": {"onnxruntime", "onnx", "numpy", "vorta_server.runners", "vorta_server.compiler"},
+    "vorta_server.front": {"llguidance", "numpy", "onnx", "onnxruntime", "tokenizers"}
+    | {"vorta_server.runners", "vorta_server.compiler"},
 }
 
 
@@ -103,7 +106,7 @@ def test_package_imports_nothing_it_must_not(package: str) -> None:
     ("module", "absent"),
     [
         ("vorta", ["numpy", "pydantic", "onnxruntime", "msgspec", "vorta_server"]),
-        ("vorta_server.front.server", ["numpy", "onnxruntime", "onnx", "torch"]),
+        ("vorta_server.front.server", ["numpy", "llguidance", "onnxruntime", "onnx", "torch"]),
         ("vorta_server.workers.generation", ["grpc", "onnx", "torch", "google.protobuf"]),
     ],
 )

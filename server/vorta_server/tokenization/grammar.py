@@ -49,11 +49,11 @@ class GrammarState:
     def failure(self) -> VortaError | None:
         """Why no token may follow; None when some may."""
         matcher = self._matcher
-        if matcher.is_error():
-            why = matcher.get_error().strip().partition("\n")[0][:200]
-            message = f"{self._field} is too complex to go on with this text: {why}"
-        elif any(matcher.compute_bitmask()):
+        if any(matcher.compute_bitmask()) and not matcher.is_error():
             return None
+        why = matcher.get_error().strip().partition("\n")[0][:200]
+        if why and not why.startswith("NoExtension"):
+            message = f"{self._field} is too complex to go on with this text: {why}"
         else:
             message = f"{self._field}: the model's vocabulary has no token with which this text can go on"
         return InvalidArgument(message, reason="INVALID_FIELD", field=self._field)
@@ -156,7 +156,11 @@ class GrammarCompiler:
         if matcher.is_error():
             why = matcher.get_error().strip()[:500]
             raise InvalidArgument(f"{text.field}: {why}", reason="INVALID_FIELD", field=text.field)
-        return CompiledGrammar(matcher, self._vocab_size, text.field)
+        compiled = CompiledGrammar(matcher, self._vocab_size, text.field)
+        failure = compiled.start().failure
+        if failure is not None:
+            raise failure
+        return compiled
 
 
 def _key(output_format: FormatLike, tools: Sequence[ToolSpecLike]) -> bytes:

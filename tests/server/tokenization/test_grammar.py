@@ -260,6 +260,21 @@ def test_what_takes_too_long_is_refused_and_the_next_is_served(mini: Model) -> N
     assert mini.write(OutputFormat("choice", choices=["after"]), 0) == ("after", True)
 
 
+def test_what_the_vocabulary_cannot_write_is_refused(mini: Model) -> None:
+    class Wordless(Tokenizer):
+        def token_bytes(self, token_id: int) -> bytes:
+            return super().token_bytes(token_id).replace(b"z", b"")
+
+    compiler = GrammarCompiler(Wordless(MINI), vocab_size=4096)
+    with pytest.raises(InvalidArgument, match="no token"):
+        compiler.compile(OutputFormat("choice", choices=["z"]))
+    state = compiler.compile(OutputFormat("choice", choices=["az"])).start()
+    state.accept(mini.tokenizer.encode("a", False)[0])
+    assert state.failure is not None
+    assert "no token" in state.failure.message
+    compiler.close()
+
+
 def test_grammars_are_compiled_once(mini: Model) -> None:
     asked = OutputFormat("regex", text="once")
     assert mini.compiler.find(asked) is None
