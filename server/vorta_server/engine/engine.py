@@ -281,6 +281,7 @@ class Engine:
             max_model_len=info.max_model_len,
             capacity_tokens=self._config.kv_capacity_tokens,
             copy_slot=self._runner.copy_slot,
+            move_slot=self._runner.move_slot,
             discard_slot=self._runner.discard_slot,
         )
 

@@ -72,6 +72,7 @@ class KvSlots:
         max_model_len: Tokens of one slot.
         capacity_tokens: Most resident tokens over all slots, at least one full slot.
         copy_slot: Copies the first tokens of a slot on the device: (source, target, num_tokens).
+        move_slot: The same where the source's content is not wanted any more.
         discard_slot: Gives a slot's memory back.
     """
 
@@ -79,6 +80,7 @@ class KvSlots:
     max_model_len: int
     capacity_tokens: int
     copy_slot: Callable[[int, int, int], None]
+    move_slot: Callable[[int, int, int], None]
     discard_slot: Callable[[int], None]
     _slots: list[_Slot] = field(init=False)
     _tokens: NDArray[np.int64] = field(init=False)
@@ -223,7 +225,7 @@ class KvSlots:
             raise ValueError(f"cannot move slot {source} ({origin.state.name}) to {target} ({goal.state.name})")
         if goal.state is SlotState.CACHED:
             self._evacuate(target)
-        self.copy_slot(source, target, num_tokens)
+        self.move_slot(source, target, num_tokens)
         shared = self._tokens[source, : origin.length].copy() if origin.prefix_key is not None else None
         self._forget(source)
         goal.state, origin.state = SlotState.RUNNING, SlotState.FREE
@@ -298,7 +300,7 @@ class KvSlots:
         if target is None or self._resident_total + missing > self.capacity_tokens:
             self._drop(slot)
             return
-        self.copy_slot(slot, target, entry.length)
+        self.move_slot(slot, target, entry.length)
         self._slots[target].resident += missing
         self._resident_total += missing
         tokens, last_used = self._tokens[slot, : entry.length].copy(), entry.last_used

@@ -68,12 +68,14 @@ class PrefillChunk:
         token_ids: int64 [num_tokens], at least one.
         num_past: Tokens already in the slot; the chunk is written behind them.
         logits: Which positions need logits.
+        is_last: It ends what its sequence must compute before its next token, so its last position is an output.
     """
 
     slot: int
     token_ids: IntArray
     num_past: int
     logits: LogitsWanted
+    is_last: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -156,6 +158,10 @@ class ModelRunner(Protocol):
 
     def copy_slot(self, source: int, target: int, num_tokens: int) -> None:
         """Copies the first `num_tokens` tokens of KV from one slot to another. The slots differ."""
+        ...
+
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """`copy_slot` whose source has no content afterwards."""
         ...
 
     def discard_slot(self, slot: int) -> None:

@@ -111,12 +111,8 @@ class SchedulerStep:
 
     @property
     def ready(self) -> list[Sequence]:
-        """The prefilled sequences that have all their tokens computed with this step; to be asked before `advance`."""
-        return [
-            sequence
-            for sequence, chunk in zip(self.prefilling, self.batch.prefills, strict=True)
-            if chunk.num_past + len(chunk.token_ids) == sequence.num_tokens
-        ]
+        """The prefilled sequences that have all their tokens computed with this step."""
+        return [sequence for sequence, chunk in zip(self.prefilling, self.batch.prefills, strict=True) if chunk.is_last]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -341,7 +337,13 @@ class Scheduler:
         if sequence.wants_prompt_logits:
             wanted = LogitsWanted.ALL
         chunks.append(
-            PrefillChunk(slot=sequence.slot, token_ids=sequence.tokens[start:end], num_past=start, logits=wanted)
+            PrefillChunk(
+                slot=sequence.slot,
+                token_ids=sequence.tokens[start:end],
+                num_past=start,
+                logits=wanted,
+                is_last=is_last,
+            )
         )
         chosen.append(sequence)
         return end - start

@@ -138,7 +138,8 @@ class FakeRunner:
         outputs = [] if result.decode_logits is None else [result.decode_logits]
         for index, chunk in enumerate(batch.prefills):
             logits = result.prefill_logits[index]
-            if logits is not None and len(outputs) < len(batch.draws.temperature):
+            if chunk.is_last:
+                assert logits is not None
                 outputs.append(logits[-1:])
             if chunk.logits is LogitsWanted.LAST:
                 result.prefill_logits[index] = None
@@ -164,6 +165,12 @@ class FakeRunner:
         self.copied_tokens += num_tokens
         self._slots[target, :num_tokens] = self._slots[source, :num_tokens]
         self._digests[target, : num_tokens + 1] = self._digests[source, : num_tokens + 1]
+
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copies tokens and loses the source's content."""
+        self.copy_slot(source, target, num_tokens)
+        self._slots[source] = -1
+        self._digests[source, 1:] = 0
 
     def discard_slot(self, slot: int) -> None:
         """Loses the slot's content."""

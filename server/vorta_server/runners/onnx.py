@@ -166,6 +166,10 @@ class OnnxRunner:
         """Copies the first `num_tokens` tokens of KV from one slot to another."""
         self._pool.copy(source, target, num_tokens)
 
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        """Copies too: a slot's place in memory is fixed."""
+        self._pool.copy(source, target, num_tokens)
+
     def discard_slot(self, slot: int) -> None:
         """Gives the slot's memory back to the system."""
         self._pool.discard(slot)

@@ -21,6 +21,10 @@ class Device:
         assert source != target
         self.slots[target, :num_tokens] = self.slots[source, :num_tokens]
 
+    def move(self, source: int, target: int, num_tokens: int) -> None:
+        self.copy(source, target, num_tokens)
+        self.slots[source] = -1
+
     def discard(self, slot: int) -> None:
         self.slots[slot] = -1
 
@@ -32,6 +36,7 @@ def make(num_slots: int = 7, length: int = 256, capacity: int = 1024) -> tuple[K
         max_model_len=length,
         capacity_tokens=capacity,
         copy_slot=device.copy,
+        move_slot=device.move,
         discard_slot=device.discard,
     )
     return slots, device

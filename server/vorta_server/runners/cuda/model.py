@@ -1,0 +1,138 @@
+"""The decoder's step on a device: packed tokens in, logits and chosen tokens out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vorta_kernels import ops
+from vorta_kernels.kv_cache import KvCache, KvLayer
+from vorta_kernels.reference.fp8 import quantise_rows
+from vorta_server.compiler.rope import rope_tables
+from vorta_server.compiler.spec import DecoderSpec
+from vorta_server.runners.cuda.step import DeviceStep
+from vorta_server.runners.cuda.weights import Decoder, DecoderLayer, Linear, Rows
+
+__all__ = ["DecoderModel", "StepOutput"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What a step computed, on the device.
+
+    Attributes:
+        logits: float32 [num_outputs + num_scored, vocab_size], the scored positions last.
+        token_ids: int32 [num_outputs], -1 where the logits hold NaN or +inf.
+    """
+
+    logits: torch.Tensor
+    token_ids: torch.Tensor
+
+
+class DecoderModel:
+    """A decoder over a paged cache. Stateless but for the cache; `forward` may be captured into a CUDA graph.
+
+    Args:
+        cache: Written by `forward`.
+        max_model_len: Positions of the rotary tables.
+
+    Attributes:
+        vocab_size: Columns of the logits.
+    """
+
+    def __init__(self, spec: DecoderSpec, decoder: Decoder, cache: KvCache, max_model_len: int) -> None:
+        self.vocab_size = spec.vocab_size
+        self._spec = spec
+        self._decoder = decoder
+        self._layers = [cache.layer(index) for index in range(spec.num_layers)]
+        cos, sin = rope_tables(spec.rope, max_model_len)
+        tables = torch.from_numpy(np.stack([cos, sin], axis=1))
+        self._cos_sin = tables.to(decoder.embedding.device).contiguous()
+        self._scale = 1 / math.sqrt(spec.head_dim)
+
+    def forward(self, step: DeviceStep, last_token_ids: torch.Tensor) -> StepOutput:
+        """Computes a step.
+
+        Args:
+            last_token_ids: int32 [at least the step before's outputs], the tokens that it chose.
+        """
+        decoder = self._decoder
+        pending = last_token_ids[step.sources.clamp_min(0)]
+        # What is no token (a bad row's -1) is computed as any other: nobody will look at it.
+        token_ids = torch.where(step.sources >= 0, pending, step.token_ids).clamp_min(0)
+        delta = torch.nn.functional.embedding(token_ids, decoder.embedding)
+        residual: torch.Tensor | None = None
+        for index, layer in enumerate(decoder.layers):
+            rows, residual = self._norm(delta, layer.input_norm, residual, layer.qkv)
+            attended = self._attention(index, layer, rows, step)
+            delta = layer.output(_for(layer.output, attended))
+            rows, residual = self._norm(delta, layer.post_norm, residual, layer.gate_up)
+            gate_up = layer.gate_up(rows)
+            delta = layer.down(ops.silu_mul_fp8(gate_up) if layer.down.takes_fp8 else ops.silu_mul(gate_up))
+        # Only positions whose logits are wanted go on.
+        wanted = step.output_rows
+        rows, _ = self._norm(delta[wanted], decoder.norm, None if residual is None else residual[wanted], decoder.head)
+        logits = decoder.head(rows).float()
+        chosen = ops.sample(logits[: step.layout.num_outputs], step.columns)
+        return StepOutput(logits=logits, token_ids=chosen.token_ids)
+
+    def _attention(self, index: int, layer: DecoderLayer, rows: Rows, step: DeviceStep) -> torch.Tensor:
+        spec, layout = self._spec, step.layout
+        cache = self._layers[index]
+        query = ops.rope_kv(
+            layer.qkv(rows),
+            self._cos_sin,
+            step.positions,
+            step.slots,
+            cache,
+            num_heads=spec.num_heads,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=spec.rms_norm_eps,
+        )
+        window = spec.windows[index] or 0
+        parts = []
+        split = layout.num_decodes
+        if split:
+            parts.append(
+                ops.paged_decode(
+                    query[:split],
+                    cache,
+                    step.block_table[:split],
+                    step.seq_lens[:split],
+                    scale=self._scale,
+                    window=window,
+                )
+            )
+        if layout.num_prefills:
+            parts.append(self._prefill(query[split:], cache, step, window))
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).flatten(1)
+
+    def _prefill(self, query: torch.Tensor, cache: KvLayer, step: DeviceStep, window: int) -> torch.Tensor:
+        split = step.layout.num_decodes
+        return ops.paged_prefill(
+            query,
+            cache,
+            step.block_table[split:],
+            step.seq_lens[split:],
+            step.cu_query_lens,
+            scale=self._scale,
+            window=window,
+        )
+
+    def _norm(
+        self, rows: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, target: Linear
+    ) -> tuple[Rows, torch.Tensor]:
+        """Rows for a linear layer, and the new residual."""
+        eps = self._spec.rms_norm_eps
+        if target.takes_fp8:
+            values, scale, residual = ops.rms_norm_fp8(rows, weight, eps, residual)
+            return (values, scale), residual
+        return ops.rms_norm(rows, weight, eps, residual)
+
+
+def _for(target: Linear, rows: torch.Tensor) -> Rows:
+    return quantise_rows(rows) if target.takes_fp8 else rows

@@ -1,0 +1,239 @@
+"""From the engine's step to the arrays that the device computes from: one int32 buffer, one transfer.
+
+Tokens lie in this order: decode rows, padding up to their bucket, then the tokens of each prefill chunk. A decode
+step's layout depends on its bucket and the width of its block table, so that a captured graph finds everything at the
+same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vorta_kernels.reference.sample import SamplingColumns
+from vorta_server.engine.runner import Draws, LogitsWanted, PrefillChunk, StepBatch
+from vorta_server.runners.cuda.blocks import BlockTables
+
+__all__ = ["BUCKETS", "NARROWEST", "DeviceStep", "StepLayout", "bucket_for", "buckets_up_to", "fill"]
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Decode rows that graphs are captured for; above the last, multiples of it."""
+
+NARROWEST = 8
+"""Columns of the narrowest block table; others are twice as wide, each with graphs of its own, so that attention is
+divided by about the length that there is."""
+
+_COLUMNS = ("temperature", "top_k", "top_p", "min_p", "uniforms")
+_FLOAT_COLUMNS = ("temperature", "top_p", "min_p", "uniforms")
+
+
+def buckets_up_to(num_rows: int) -> list[int]:
+    """The buckets that hold up to so many rows, ascending."""
+    chosen = [bucket for bucket in BUCKETS if bucket < num_rows]
+    return [*chosen, bucket_for(num_rows)]
+
+
+def bucket_for(num_rows: int) -> int:
+    """The smallest bucket that holds the rows; 0 for none."""
+    if num_rows == 0:
+        return 0
+    last = BUCKETS[-1]
+    return next((bucket for bucket in BUCKETS if bucket >= num_rows), -(-num_rows // last) * last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLayout:
+    """Where a step's arrays lie in its buffer.
+
+    Attributes:
+        num_decodes: Decode rows, padding included.
+        num_prefills: Prefill chunks.
+        num_chunk_tokens: Tokens of all chunks together.
+        num_ends: Chunks that have an output.
+        num_scored: Positions whose logits are wanted beside the outputs'.
+        max_blocks: Columns of the block table.
+    """
+
+    num_decodes: int
+    num_prefills: int = 0
+    num_chunk_tokens: int = 0
+    num_ends: int = 0
+    num_scored: int = 0
+    max_blocks: int
+
+    @classmethod
+    def of(cls, batch: StepBatch, num_decodes: int, block_size: int, widest: int) -> StepLayout:
+        """A batch's layout, its decode rows padded to `num_decodes`, its block table at most `widest` columns wide."""
+        chunks = batch.prefills
+        lengths = [chunk.num_past + len(chunk.token_ids) for chunk in chunks]
+        if len(batch.decode_lengths):
+            lengths.append(int(batch.decode_lengths.max()) + 1)
+        needed = -(-max(lengths, default=1) // block_size)
+        return cls(
+            num_decodes=num_decodes,
+            num_prefills=len(chunks),
+            num_chunk_tokens=sum(len(chunk.token_ids) for chunk in chunks),
+            num_ends=sum(chunk.is_last for chunk in chunks),
+            num_scored=sum(len(chunk.token_ids) for chunk in chunks if chunk.logits is LogitsWanted.ALL),
+            max_blocks=min(max(NARROWEST, 1 << (needed - 1).bit_length()), widest),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, padding included."""
+        return self.num_decodes + self.num_chunk_tokens
+
+    @property
+    def num_outputs(self) -> int:
+        """Positions whose tokens are chosen, padding included."""
+        return self.num_decodes + self.num_ends
+
+    def fields(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the arrays, in order."""
+        num_seqs = self.num_decodes + self.num_prefills
+        return [
+            ("token_ids", (self.num_tokens,)),
+            ("sources", (self.num_tokens,)),
+            ("positions", (self.num_tokens,)),
+            ("slots", (self.num_tokens,)),
+            ("output_rows", (self.num_outputs + self.num_scored,)),
+            ("seq_lens", (num_seqs,)),
+            ("cu_query_lens", (self.num_prefills + 1,)),
+            ("block_table", (num_seqs, self.max_blocks)),
+            *((name, (self.num_outputs,)) for name in _COLUMNS),
+        ]
+
+    @property
+    def num_words(self) -> int:
+        """Size of the buffer."""
+        return sum(int(np.prod(shape)) for _, shape in self.fields())
+
+
+@dataclass(slots=True, kw_only=True)
+class DeviceStep:
+    """A step's arrays on the device: views of one int32 buffer; see `StepLayout.fields`.
+
+    Attributes:
+        token_ids, sources: int32 [num_tokens]; where a source is not -1, the token is that output of the step before.
+        positions, slots: int32 [num_tokens]; slot -1 in padding.
+        output_rows: int32 [num_outputs + num_scored]: which token each output is of; behind them the scored positions.
+        seq_lens: int32 [num_decodes + num_prefills], tokens of each sequence behind the step; 0 in padding.
+        cu_query_lens: int32 [num_prefills + 1], where each chunk begins behind the decode rows, and the end.
+        block_table: int32 [num_decodes + num_prefills, max_blocks].
+        columns: One entry for each output.
+    """
+
+    layout: StepLayout
+    token_ids: torch.Tensor
+    sources: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    output_rows: torch.Tensor
+    seq_lens: torch.Tensor
+    cu_query_lens: torch.Tensor
+    block_table: torch.Tensor
+    columns: SamplingColumns
+
+    @classmethod
+    def of(cls, layout: StepLayout, buffer: torch.Tensor) -> DeviceStep:
+        """The views of a buffer that holds the step's words at its beginning."""
+        views: dict[str, torch.Tensor] = {}
+        start = 0
+        for name, shape in layout.fields():
+            size = int(np.prod(shape))
+            view = buffer[start : start + size]
+            views[name] = (view.view(torch.float32) if name in _FLOAT_COLUMNS else view).view(shape)
+            start += size
+        columns = SamplingColumns(**{name: views.pop(name) for name in _COLUMNS})
+        return cls(layout=layout, columns=columns, **views)
+
+
+def fill(
+    batch: StepBatch,
+    layout: StepLayout,
+    tables: BlockTables,
+    sources: NDArray[np.int32],
+    words: NDArray[np.int32],
+) -> None:
+    """Writes a step into the beginning of `words` [at least layout.num_words]. The slots' blocks must be there.
+
+    Args:
+        sources: int32 [num_rows], as in `DeviceStep`.
+    """
+    arrays: dict[str, NDArray[np.int32]] = {}
+    start = 0
+    for name, shape in layout.fields():
+        size = int(np.prod(shape))
+        arrays[name] = words[start : start + size].reshape(shape)
+        start += size
+    _fill_decodes(batch, layout, tables, sources, arrays)
+    _fill_chunks(batch.prefills, layout, tables, arrays)
+    _fill_columns(batch.draws, len(batch.decode_token_ids), layout, arrays)
+
+
+def _fill_decodes(
+    batch: StepBatch,
+    layout: StepLayout,
+    tables: BlockTables,
+    sources: NDArray[np.int32],
+    arrays: dict[str, NDArray[np.int32]],
+) -> None:
+    num_rows, padded = len(batch.decode_token_ids), layout.num_decodes
+    lengths = batch.decode_lengths
+    table = arrays["block_table"]
+    table[:num_rows] = tables.table[:num_rows, : layout.max_blocks]
+    table[num_rows:padded] = 0
+    size = tables.block_size
+    for name, padding, values in (
+        ("token_ids", 0, batch.decode_token_ids),
+        ("sources", -1, sources),
+        ("positions", 0, lengths),
+        ("slots", -1, tables.table[np.arange(num_rows), lengths // size] * size + lengths % size),
+        ("seq_lens", 0, lengths + 1),
+    ):
+        arrays[name][:num_rows] = values
+        arrays[name][num_rows:padded] = padding
+    arrays["output_rows"][:padded] = np.arange(padded)
+
+
+def _fill_chunks(
+    chunks: Sequence[PrefillChunk], layout: StepLayout, tables: BlockTables, arrays: dict[str, NDArray[np.int32]]
+) -> None:
+    first = layout.num_decodes
+    output, scored = layout.num_decodes, layout.num_outputs
+    size = tables.block_size
+    arrays["cu_query_lens"][0] = 0
+    arrays["sources"][first:] = -1
+    for index, chunk in enumerate(chunks):
+        count = len(chunk.token_ids)
+        stop = first + count
+        positions = np.arange(chunk.num_past, chunk.num_past + count)
+        row = tables.table[chunk.slot]
+        arrays["token_ids"][first:stop] = chunk.token_ids
+        arrays["positions"][first:stop] = positions
+        arrays["slots"][first:stop] = row[positions // size] * size + positions % size
+        arrays["seq_lens"][layout.num_decodes + index] = chunk.num_past + count
+        arrays["cu_query_lens"][index + 1] = stop - layout.num_decodes
+        arrays["block_table"][layout.num_decodes + index] = row[: layout.max_blocks]
+        if chunk.is_last:
+            arrays["output_rows"][output] = stop - 1
+            output += 1
+        if chunk.logits is LogitsWanted.ALL:
+            arrays["output_rows"][scored : scored + count] = np.arange(first, stop)
+            scored += count
+        first = stop
+
+
+def _fill_columns(draws: Draws | None, num_rows: int, layout: StepLayout, arrays: dict[str, NDArray[np.int32]]) -> None:
+    """Padding is greedy."""
+    for name in _COLUMNS:
+        column = arrays[name].view(np.float32) if name in _FLOAT_COLUMNS else arrays[name]
+        column[:] = 1 if name == "top_p" else 0
+        if draws is not None:
+            values = getattr(draws, name)
+            column[:num_rows] = values[:num_rows]
+            column[layout.num_decodes :] = values[num_rows:]
