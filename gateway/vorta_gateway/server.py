@@ -22,12 +22,55 @@ _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _MAX_HEAD_BYTES = 64 * 1024
 _HEAD_TIMEOUT_S = 20.0
+_MAX_JOINED_BYTES = 64 * 1024
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _HEAD_TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+class _Joined:
+    """A connection as one reply's cycle writes to it: the head goes out with what follows it at once, in one piece.
+
+    uvicorn writes them apart, and uvloop sends what is written at once: two system calls here, two wake-ups there.
+    """
+
+    __slots__ = ("_head", "_is_first", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._is_first = True
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Writes; the first piece not before the second one or the loop's next turn."""
+        if self._is_first:
+            self._is_first = False
+            self._head = data
+            self._loop.call_soon(self._flush)
+        elif self._head and len(data) <= _MAX_JOINED_BYTES:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._flush()
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Closes the connection, when all is written."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or about to be."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
+
+
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on how large a request's head may be and how long it may take."""
+    """uvicorn's, with a bound on how large a request's head may be and how long it may take; replies are one piece."""
 
     _is_in_head = True
     _head_bytes = 0
@@ -57,7 +100,11 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:  # it is not, where the connection becomes a WebSocket
+            joined: Any = _Joined(self.transport, self.loop)
+            self.cycle.transport = joined
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -189,3 +189,49 @@ async def test_stopping_ends_streams(site: Site) -> None:
     await _read(reader, 10)
     writer.close()
     assert site.upstream.num_open == 0
+
+
+class Transport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+
+async def test_a_head_goes_out_with_its_body_or_in_the_next_turn() -> None:
+    loop = asyncio.get_running_loop()
+
+    def joined(*pieces: bytes) -> tuple[Transport, server_module._Joined]:
+        transport = Transport()
+        made = server_module._Joined(transport, loop)  # type: ignore[arg-type]
+        for piece in pieces:
+            made.write(piece)
+        return transport, made
+
+    whole, _ = joined(b"head", b"body")
+    parts, _ = joined(b"head", b"1", b"2")
+    large, _ = joined(b"head", b"x" * 100_000)
+    alone, later = joined(b"head")
+    closed, closing = joined(b"head")
+    closing.close()
+    lost, _ = joined(b"head")
+    lost.close()
+    assert alone.pieces == []
+    await asyncio.sleep(0)
+    later.write(b"event")
+    assert whole.pieces == [b"headbody"]
+    assert parts.pieces == [b"head1", b"2"]
+    assert large.pieces == [b"head", b"x" * 100_000]
+    assert alone.pieces == [b"head", b"event"]
+    assert (closed.pieces, closed.is_closing()) == ([b"head"], True)
+    assert lost.pieces == []

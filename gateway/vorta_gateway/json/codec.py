@@ -152,7 +152,10 @@ class Codec:
         mapping = None
         if module is not None:
             options = {name: getattr(self.options, name) for name in JsonOptions.__slots__}
-            mapping = native.make_mapping(module, descriptor_of(kind), **options)
+            try:
+                mapping = native.make_mapping(module, descriptor_of(kind), **options)
+            except ValueError:
+                mapping = None  # a well-known type that is not as it is known
         if is_final:
             self._mappings[kind] = mapping
         return mapping

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
-from google.protobuf.descriptor_pb2 import UninterpretedOption
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, UninterpretedOption
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -382,6 +384,17 @@ def test_messages_that_protobuf_does_not_serialize() -> None:
         part = UninterpretedOption.NamePart()
         Codec(is_native=is_native).parse(part, b'{"name_part":"x"}')
         assert part.name_part == "x"
+
+
+def test_a_well_known_type_that_is_not_as_it_is_known() -> None:
+    file = FileDescriptorProto(name="google/protobuf/struct.proto", package="google.protobuf", syntax="proto3")
+    file.message_type.add(name="Struct")
+    pool = DescriptorPool()
+    pool.Add(file)
+    kind = GetMessageClass(pool.FindMessageTypeByName("google.protobuf.Struct"))
+    with pytest.raises(ValueError, match="malformed"):
+        mapping(kind, OPTIONS[0])
+    assert Codec().wire_text(kind, b"") is None
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
