@@ -383,6 +383,7 @@ class App:
             source=source,
             socket_path=socket_path,
             runner=worker.runner,
+            providers=worker.providers,
             precision=entry.precision,
             cache_dir=str(self._data_dir / "artifacts"),
             max_model_len=entry.max_model_len,

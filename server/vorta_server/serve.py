@@ -83,10 +83,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, metavar="DIR", help="pulled models, compiled artifacts, vector collections")
     add(
         "--precision",
-        choices=("fp32", "int8", "int4"),
-        help="of checkpoints compiled on first use (default: int8)",
+        choices=("fp32", "fp16", "bf16", "int8", "int4"),
+        help="of checkpoints compiled on first use; fp16 and bf16 are for GPUs (default: int8)",
     )
     add("--runner", choices=("onnx", "fake"), help="what computes (default: onnx)")
+    add(
+        "--providers",
+        metavar="cpu|cuda|tensorrt[,...]",
+        help="ONNX Runtime's providers by preference; those on a GPU need onnxruntime-gpu, and run what "
+        "vorta compile --target tensorrt makes (default: cpu)",
+    )
     add(
         "--vector-backend",
         metavar="faiss|none|URL",
@@ -114,6 +120,7 @@ _FLAG_FIELDS = {
     "data_dir": "data_dir",
     "precision": "precision",
     "runner": "worker.runner",
+    "providers": "worker.providers",
     "vector_backend": "vector.backend",
     "threads": "worker.threads",
     "max_model_len": "worker.max_model_len",

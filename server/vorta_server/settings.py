@@ -50,6 +50,10 @@ NumBytes = Annotated[int, Ge(1024)]
 Seconds = Annotated[float, Ge(0)]
 PositiveSeconds = Annotated[float, Gt(0)]
 
+_PROVIDER = "(cpu|cuda|tensorrt)(executionprovider)?"
+Providers = Annotated[str, StringConstraints(pattern=f"(?i)^{_PROVIDER}(,{_PROVIDER})*$")]
+"""Names of ONNX Runtime's providers, separated by commas; see `runners.providers`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpcSettings:
@@ -124,6 +128,7 @@ class WorkerSettings:
     """Workers, as in `workers.config.WorkerConfig` and `workers.supervisor.RestartConfig`."""
 
     runner: Literal["onnx", "fake"] = "onnx"
+    providers: Providers = "cpu"
     threads: Annotated[int, Ge(0), Le(1024)] = 0
     max_model_len: Count | None = None
     max_running_requests: Annotated[int, Ge(1), Le(4096)] = 32
@@ -199,7 +204,7 @@ class Settings(BaseSettings):
         models: Sources of the models to serve by id: an artifact, a checkpoint or a pulled hub id.
         default_model, default_embedding_model, default_rerank_model: For requests that name none. Empty: the first of
             `models` that is of the kind.
-        precision: Of checkpoints that are compiled on first use.
+        precision: Of checkpoints that are compiled on first use; fp16 and bf16 are for providers on GPUs.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=DELIMITER, extra="forbid", frozen=True)
@@ -210,7 +215,7 @@ class Settings(BaseSettings):
     default_model: str = ""
     default_embedding_model: str = ""
     default_rerank_model: str = ""
-    precision: Literal["fp32", "int8", "int4"] = "int8"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "int8"
     grpc: GrpcSettings = GrpcSettings()
     http: HttpSettings = HttpSettings()
     front: FrontSettings = FrontSettings()

@@ -71,6 +71,8 @@ def test_unknown_environment_variables_are_refused(name):
         ({"precision": "int3"}, "precision"),
         ({"worker": {"runner": "magic"}}, "worker.runner"),
         ({"worker": {"threads": -1}}, "worker.threads"),
+        ({"worker": {"providers": "rocm"}}, "worker.providers"),
+        ({"worker": {"providers": "cuda,"}}, "worker.providers"),
         ({"worker": {"max_running_requests": 0}}, "worker.max_running_requests"),
         ({"front": {"write_share": 0}}, "front.write_share"),
         ({"front": {"max_concurrent_requests": 0}}, "front.max_concurrent_requests"),

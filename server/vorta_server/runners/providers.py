@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import onnxruntime as ort
+from typing import TYPE_CHECKING
 
 from vorta.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 __all__ = ["CPU", "Profile", "ProviderChoice", "check_started", "choose_providers", "parse_providers"]
 
@@ -100,6 +102,8 @@ def choose_providers(names: Sequence[str]) -> tuple[str, ...]:
 
     Raises FailedPrecondition naming `providers` (PROVIDER_MISSING) for one that the installed ONNX Runtime lacks.
     """
+    import onnxruntime as ort  # here, so that names can be read without it
+
     available = ort.get_available_providers()
     for name in names:
         if _NAMES[name] not in available:

@@ -8,15 +8,34 @@ from vorta.errors import FailedPrecondition, Unavailable
 from vorta_kernels import cpu
 from vorta_server.compiler.artifact import ArtifactError, Manifest, StorageError, is_artifact, load_manifest
 from vorta_server.registry.source import model_kind
+from vorta_server.runners.providers import parse_providers
 from vorta_server.workers.config import WorkerConfig
 
-__all__ = ["served_artifact"]
+__all__ = ["device_of", "engine_folder", "is_on_gpu", "served_artifact"]
+
+
+def device_of(config: WorkerConfig) -> str:
+    """What computes, as model cards name it. Raises FailedPrecondition for providers that are none."""
+    return "cpu" if config.runner == "fake" or parse_providers(config.providers)[0] == "cpu" else "cuda"
+
+
+def is_on_gpu(config: WorkerConfig) -> bool:
+    """Whether ONNX Runtime is to compute on a GPU. Raises FailedPrecondition for providers that are none."""
+    return device_of(config) != "cpu"
+
+
+def engine_folder(config: WorkerConfig) -> Path:
+    """Where TensorRT's provider keeps engines; made when absent."""
+    folder = Path(config.cache_dir) / "engines"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def served_artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
     """The artifact to serve, compiled first when the source is a checkpoint.
 
-    An encoder is compiled in int8 where int4 is the server's precision: it has no int4.
+    For providers on a GPU it is compiled in standard operators, for TensorRT. For the cpu an encoder is compiled in
+    int8 where int4 is the server's precision: it has no int4.
 
     Raises:
         FailedPrecondition: The checkpoint or artifact is at fault (CHECKPOINT_INVALID).
@@ -30,11 +49,13 @@ def served_artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
         from vorta_server.compiler.checkpoint import CheckpointError
 
         precision = config.precision
-        if precision == "int4" and model_kind(source) in ("embedding", "rerank"):
+        target = "tensorrt" if is_on_gpu(config) else "cpu"
+        if target == "cpu" and precision == "int4" and model_kind(source) in ("embedding", "rerank"):
             precision = "int8"
         try:
             compiled = artifact_for(
                 source,
+                target=target,
                 precision=precision,
                 kernels="vorta" if cpu.is_available() else "portable",
                 cache_dir=Path(config.cache_dir),

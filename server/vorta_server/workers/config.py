@@ -38,7 +38,8 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
         source: Artifact or checkpoint folder; a checkpoint is compiled into `cache_dir` on first use.
         socket_path: Unix socket to listen on.
         runner: "onnx" or "fake".
-        precision: fp32, int8 or int4; must equal an artifact's own.
+        providers: Names of ONNX Runtime's providers by preference, separated by commas.
+        precision: fp32, int8 or int4, and on a GPU fp16 or bf16; must equal an artifact's own.
         max_model_len: Context length; None for the model's own.
         threads: Compute threads; 0 for one per core that the process may use.
         max_running_requests: Most sequences computed together.
@@ -46,7 +47,7 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
         max_batched_tokens: Most tokens of one step.
         max_stall: Prefill of a step may take this many times as long as its decode part.
         max_tokens_cap: Most tokens that one request may generate.
-        kv_memory_bytes: KV memory over all sequences; 0 for a quarter of what the machine has free.
+        kv_memory_bytes: KV memory over all sequences; 0 for a quarter of what the machine has free, on a GPU for 4 GiB.
         prefix_cache: Whether prompts reuse the KV of equal prefixes.
         flush_interval_s: Tokens may wait this long for the next ones, so that a message carries several when steps are
             short. First tokens and ends never wait.
@@ -61,6 +62,7 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
     source: str
     socket_path: str
     runner: str = "onnx"
+    providers: str = "cpu"
     precision: str = "int8"
     cache_dir: str = ""
     max_model_len: int | None = None

@@ -19,7 +19,7 @@ from vorta_server.engine.request import Failure
 from vorta_server.registry.source import FAKE_KINDS
 from vorta_server.runners.fake_encoder import FakeEncoder
 from vorta_server.tokenization.encoder_tokenizer import EncodedText, EncoderTokenizer
-from vorta_server.workers.artifact import served_artifact
+from vorta_server.workers.artifact import device_of, engine_folder, is_on_gpu, served_artifact
 from vorta_server.workers.call_host import Call
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.memory import rss_bytes
@@ -370,7 +370,7 @@ def build_encoder(config: WorkerConfig, *, wake: Callable[[], None]) -> tuple[En
         kind=info.kind,
         architecture=architecture,
         precision=precision,
-        device="cpu",
+        device=device_of(config),
         max_model_len=length,
         vocab_size=info.vocab_size,
         parameter_count=num_parameters,
@@ -391,7 +391,15 @@ def _load(config: WorkerConfig) -> tuple[Encoder, Path, str, str, int]:
         fake = FakeEncoder(kind=FAKE_KINDS[config.source], token_s=config.fake_prefill_token_s)
         return fake, folder, "Fake", "fp32", 0
     from vorta_server.runners.encoder import OnnxEncoder
+    from vorta_server.runners.providers import choose_providers, parse_providers
 
+    # Before a checkpoint is compiled for them.
+    providers = choose_providers(parse_providers(config.providers))
     folder, manifest = served_artifact(config)
-    encoder = OnnxEncoder(folder, threads=config.threads)
+    encoder = OnnxEncoder(
+        folder,
+        threads=config.threads,
+        providers=providers,
+        cache_dir=engine_folder(config) if is_on_gpu(config) else None,
+    )
     return encoder, folder, manifest.architecture, manifest.precision, manifest.num_parameters

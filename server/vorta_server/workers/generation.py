@@ -12,14 +12,16 @@ import tokenizers
 from vorta.errors import FailedPrecondition
 from vorta_kernels import cpu
 from vorta_kernels.sampling import SamplingKernel
+from vorta_server.compiler.artifact import Manifest
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.runner import ModelRunner
 from vorta_server.engine.scheduler import SchedulerConfig
 from vorta_server.runners.fake import FakeRunner, FakeRunnerConfig
+from vorta_server.runners.providers import choose_providers, parse_providers
 from vorta_server.tokenization.codec import Codec
 from vorta_server.tokenization.grammar import GrammarCompiler
 from vorta_server.tokenization.tokenizer import Tokenizer
-from vorta_server.workers.artifact import served_artifact
+from vorta_server.workers.artifact import device_of, engine_folder, is_on_gpu, served_artifact
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.protocol import GenerationDefaults, ModelCard
 
@@ -29,6 +31,11 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# Of a GPU's memory for KV where the setting names none: what is free there is not known before weights are loaded.
+_GPU_KV_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
         kind="generation",
         architecture=parts.architecture,
         precision=parts.precision,
-        device="cpu",
+        device=device_of(config),
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
         parameter_count=parts.parameter_count,
@@ -115,8 +122,8 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
 
 
 def _build_onnx(config: WorkerConfig) -> _Parts:
-    from vorta_server.runners.onnx import OnnxRunner
-
+    # Before a checkpoint is compiled for them.
+    providers = choose_providers(parse_providers(config.providers))
     source, manifest = served_artifact(config)
     if config.max_model_len is not None and config.max_model_len > manifest.max_model_len:
         raise FailedPrecondition(
@@ -124,9 +131,12 @@ def _build_onnx(config: WorkerConfig) -> _Parts:
             reason="SETTINGS_INVALID",
             field="max_model_len",
         )
-    kv_bytes = 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim * 4
+    kv_bytes = 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_dim * _ELEMENT_BYTES[manifest.kv_dtype]
+    num_slots = 2 * config.max_running_requests + 1
     length = config.max_model_len or manifest.max_model_len
-    affordable = _kv_capacity_tokens(config, kv_bytes, 1 << 40) - 64
+    # On the cpu slots cost what is written to them; elsewhere all of them are taken at the start.
+    sharers = num_slots if manifest.target == "tensorrt" else 1
+    affordable = _kv_capacity_tokens(config, kv_bytes, 1 << 40) // sharers - 64
     if config.max_model_len is None:
         length = min(length, affordable)
     if length > affordable or length < 2:
@@ -135,18 +145,33 @@ def _build_onnx(config: WorkerConfig) -> _Parts:
             reason="SETTINGS_INVALID",
             field="kv_memory_bytes",
         )
-    runner = OnnxRunner(
-        source,
-        num_slots=2 * config.max_running_requests + 1,
-        max_model_len=length,
-        threads=config.threads,
-    )
     return _Parts(
-        runner=runner,
+        runner=_open_runner(config, source, manifest, providers, num_slots, length),
         vocabulary=_Vocabulary(source, manifest.eos_token_ids),
         architecture=manifest.architecture,
         precision=manifest.precision,
         parameter_count=manifest.num_parameters,
+    )
+
+
+def _open_runner(
+    config: WorkerConfig, source: Path, manifest: Manifest, providers: tuple[str, ...], num_slots: int, length: int
+) -> ModelRunner:
+    from vorta_server.runners.onnx import OnnxRunner
+    from vorta_server.runners.opset import OpsetRunner
+    from vorta_server.runners.session import check_target
+
+    if manifest.target != "tensorrt":
+        check_target(manifest, source, providers)
+        return OnnxRunner(source, num_slots=num_slots, max_model_len=length, threads=config.threads)
+    return OpsetRunner(
+        source,
+        num_slots=num_slots,
+        providers=providers,
+        max_model_len=length,
+        max_chunk=config.max_batched_tokens,
+        threads=config.threads,
+        cache_dir=engine_folder(config) if is_on_gpu(config) else None,
     )
 
 
@@ -200,7 +225,7 @@ def write_byte_tokenizer(folder: Path) -> None:
 
 
 def _kv_capacity_tokens(config: WorkerConfig, bytes_per_token: int, limit: int) -> int:
-    budget = config.kv_memory_bytes or _available_bytes() // 4
+    budget = config.kv_memory_bytes or (_GPU_KV_BYTES if is_on_gpu(config) else _available_bytes() // 4)
     return min(budget // bytes_per_token, limit)
 
 
