@@ -32,6 +32,8 @@ from vorta_bench.h200.stage import NO_TIME, Settings, StageModule, run_cells
 
 STAGES = ("environment", "build", "parity", "sanitizer", "ceilings", "kernels", "engine", "baselines", "wire")
 """In the order in which they run: later ones read the ceilings of earlier ones."""
+_COMMAND = (sys.executable, "-m", "vorta_bench.h200")
+"""What starts a part's process; tests put another in its place."""
 _MOST_DEATHS = 8
 """Of a part's processes in one run; then the rest of the part is given up."""
 _REPORT_BYTES = 20_000
@@ -140,7 +142,7 @@ def _run_stage(stage: str, arguments: argparse.Namespace, settings: Settings, *,
 def _run_process(settings: Settings, stage: str, part: str, until_s: float, log: Path, recording: Recording) -> bool:
     """Runs a part in a process. Returns False where it died in a cell and the part's others may still be measured."""
     recording.skipped.pop(part, None)
-    command = [sys.executable, "-m", "vorta_bench.h200", stage, "--part", part, "--until", str(until_s)]
+    command = [*_COMMAND, stage, "--part", part, "--until", str(until_s)]
     command += ["--device", settings.device, "--out", str(settings.out), "--work", str(settings.work)]
     command += ["--models", *settings.models, "--precisions", *settings.precisions]
     settings.work.mkdir(parents=True, exist_ok=True)

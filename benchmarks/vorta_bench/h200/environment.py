@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -146,5 +147,5 @@ def _tools() -> Figure:
             continue
         done = subprocess.run([path, flag], capture_output=True, text=True, check=False, timeout=20)
         lines = (done.stdout.strip() or done.stderr.strip() or "no version").splitlines()
-        figure[name] = next((line for line in lines if any(character.isdigit() for character in line)), lines[0])
+        figure[name] = next((line for line in lines if re.search(r"\d\.\d", line)), lines[0])
     return figure

@@ -117,7 +117,7 @@ def summarise_requests(requests: Sequence[Request], begin_s: float, end_s: float
     in_time = [
         tokens
         for request, tokens in zip(good, arrived, strict=True)
-        if request.tpot_s is not None and request.tpot_s <= BETWEEN_TOKENS_S
+        if request.tpot_s is None or request.tpot_s <= BETWEEN_TOKENS_S
     ]
     ttft_s = sorted(request.ttft_s for request in inside)
     tpot_s = sorted(request.tpot_s for request in inside if request.tpot_s is not None)
