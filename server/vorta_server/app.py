@@ -111,7 +111,7 @@ class App:
             ModelEntry(
                 model=model,
                 source=source,
-                precision=settings.precision,
+                precision=settings.default_precision,
                 max_model_len=settings.worker.max_model_len,
             )
             for model, source in models.items()
@@ -145,7 +145,7 @@ class App:
             restart=restart,
             make_config=self._worker_config,
             default_grace_s=settings.drain.grace_s,
-            default_precision=settings.precision,
+            default_precision=settings.default_precision,
             command=worker_command,
         )
         self.vectors: ModelEntry | None = None
@@ -383,6 +383,9 @@ class App:
             source=source,
             socket_path=socket_path,
             runner=worker.runner,
+            device=worker.device,
+            kv_dtype=worker.kv_dtype,
+            cuda_graphs=worker.cuda_graphs,
             providers=worker.providers,
             precision=entry.precision,
             cache_dir=str(self._data_dir / "artifacts"),

@@ -83,10 +83,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, metavar="DIR", help="pulled models, compiled artifacts, vector collections")
     add(
         "--precision",
-        choices=("fp32", "fp16", "bf16", "int8", "int4"),
-        help="of checkpoints compiled on first use; fp16 and bf16 are for GPUs (default: int8)",
+        choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4"),
+        help="of checkpoints; fp16, bf16 and fp8 are for GPUs (default: int8, bf16 with --runner cuda)",
     )
-    add("--runner", choices=("onnx", "fake"), help="what computes (default: onnx)")
+    add("--runner", choices=("onnx", "cuda", "fake"), help="what computes generation models (default: onnx)")
+    add("--device", metavar="cuda[:N]", help="of the cuda runner (default: cuda)")
+    add("--kv-dtype", choices=("auto", "fp8"), help="of the cuda runner's KV cache (default: auto, as activations)")
     add(
         "--providers",
         metavar="cpu|cuda|tensorrt[,...]",
@@ -120,6 +122,8 @@ _FLAG_FIELDS = {
     "data_dir": "data_dir",
     "precision": "precision",
     "runner": "worker.runner",
+    "device": "worker.device",
+    "kv_dtype": "worker.kv_dtype",
     "providers": "worker.providers",
     "vector_backend": "vector.backend",
     "threads": "worker.threads",

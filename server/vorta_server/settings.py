@@ -127,7 +127,10 @@ class GenerationSettings:
 class WorkerSettings:
     """Workers, as in `workers.config.WorkerConfig` and `workers.supervisor.RestartConfig`."""
 
-    runner: Literal["onnx", "fake"] = "onnx"
+    runner: Literal["onnx", "cuda", "fake"] = "onnx"
+    device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cuda"
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    cuda_graphs: bool = True
     providers: Providers = "cpu"
     threads: Annotated[int, Ge(0), Le(1024)] = 0
     max_model_len: Count | None = None
@@ -204,7 +207,8 @@ class Settings(BaseSettings):
         models: Sources of the models to serve by id: an artifact, a checkpoint or a pulled hub id.
         default_model, default_embedding_model, default_rerank_model: For requests that name none. Empty: the first of
             `models` that is of the kind.
-        precision: Of checkpoints that are compiled on first use; fp16 and bf16 are for providers on GPUs.
+        precision: Of checkpoints that are compiled on first use; fp16, bf16 and fp8 are for GPUs. None: see
+            `default_precision`.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=DELIMITER, extra="forbid", frozen=True)
@@ -215,7 +219,7 @@ class Settings(BaseSettings):
     default_model: str = ""
     default_embedding_model: str = ""
     default_rerank_model: str = ""
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "int8"
+    precision: Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"] | None = None
     grpc: GrpcSettings = GrpcSettings()
     http: HttpSettings = HttpSettings()
     front: FrontSettings = FrontSettings()
@@ -226,6 +230,11 @@ class Settings(BaseSettings):
     vector: VectorSettings = VectorSettings()
     drain: DrainSettings = DrainSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def default_precision(self) -> str:
+        """Of models that name none: `precision`, or what the runner is usually used with."""
+        return self.precision or ("bf16" if self.worker.runner == "cuda" else "int8")
 
     @classmethod
     def settings_customise_sources(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import msgspec
 from onnx import helper
 
 from vorta_server.compiler.artifact import SLOT_COPY_FILE, ArtifactWriter, FileEntry, GraphEntry, Manifest, SourceEntry
-from vorta_server.compiler.checkpoint import Checkpoint, CheckpointError, check_tokenizer
+from vorta_server.compiler.checkpoint import Checkpoint
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.decoder import DecoderGraph, compiled_head_dim
 from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.graph import GraphBuilder, WeightFile
 from vorta_server.compiler.opset_decoder import slot_copy
 from vorta_server.compiler.plan import Kernels, plan_graphs
-from vorta_server.compiler.spec import DecoderSpec
+from vorta_server.compiler.spec import context_length
+from vorta_server.compiler.special_tokens import read_special_tokens
 from vorta_server.compiler.weight import DecoderWeights, tensor_shapes
 
 __all__ = ["DecoderModel", "default_block"]
@@ -47,8 +47,8 @@ class DecoderModel:
         # fp32 artifacts are what others are compared with, on ONNX Runtime's operators alone.
         self._kernels: Kernels = "portable" if precision == "fp32" else kernels
         self._weights = DecoderWeights(checkpoint, spec)
-        self._length = _model_len(spec, max_model_len)
-        self._tokens = _read_tokens(checkpoint, config, spec)
+        self._length = context_length(spec, max_model_len)
+        self._tokens = read_special_tokens(checkpoint, config, spec)
         self._num_parameters = sum(math.prod(shape) for shape in tensor_shapes(spec).values())
         self._plans = plan_graphs(target, precision, self._kernels, block or default_block(self._num_parameters))
 
@@ -103,41 +103,3 @@ def default_block(num_parameters: int) -> int:
     """Weights that share a scale: 32 in models that fit a processor's caches, 128 (as in GPTQ and AWQ checkpoints) in
     others, whose speed at few rows is that of reading scales and weights from memory."""
     return 32 if num_parameters < _LARGE_PARAMETERS else 128
-
-
-class _Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    bos: int | None
-    eos: tuple[int, ...]
-    pad: int | None
-
-
-def _read_tokens(checkpoint: Checkpoint, config: ConfigReader, spec: DecoderSpec) -> _Tokens:
-    """The special tokens; generation_config.json has the last word, as in the reference implementation."""
-    check_tokenizer(checkpoint, spec.vocab_size)
-    generation = ConfigReader(checkpoint.generation_config, checkpoint.folder / "generation_config.json")
-
-    def token_ids(field: str) -> tuple[int, ...]:
-        reader = generation if generation.has(field) else config
-        ids = reader.token_ids(field)
-        for token_id in ids:
-            if token_id >= spec.vocab_size:
-                raise reader.error(field, f"is {token_id}, but vocab_size is {spec.vocab_size}")
-        return ids
-
-    bos, pad = token_ids("bos_token_id"), token_ids("pad_token_id")
-    return _Tokens(bos=bos[0] if bos else None, eos=token_ids("eos_token_id"), pad=pad[0] if pad else None)
-
-
-def _model_len(spec: DecoderSpec, wanted: int | None) -> int:
-    """The artifact's length: what is wanted, up to what the rotary embedding was scaled for."""
-    rope = spec.rope
-    limit = spec.max_position_embeddings
-    if rope.rope_type in ("linear", "dynamic"):
-        limit = int(limit * max(rope.factor, 1.0))
-    elif rope.rope_type in ("llama3", "yarn"):
-        limit = max(limit, int(rope.original_max_position_embeddings * rope.factor))
-    if wanted is None:
-        return spec.max_position_embeddings
-    if type(wanted) is not int or not 1 <= wanted <= limit:
-        raise CheckpointError(f"max_model_len must be between 1 and {limit}, not {wanted!r}", field="max_model_len")
-    return wanted

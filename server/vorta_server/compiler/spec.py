@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vorta_server.compiler.checkpoint import CheckpointError
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.rope import RopeSpec, read_rope
 
@@ -129,3 +130,21 @@ def read_layer_windows(config: ConfigReader) -> tuple[int | None, ...]:
         if kind == "sliding_attention" and window is None:
             raise config.error("layer_types", "has sliding_attention, but use_sliding_window is off")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def context_length(spec: DecoderSpec, wanted: int | None) -> int:
+    """A context's tokens: those wanted, up to what the rotary embedding was scaled for; by default the checkpoint's.
+
+    Raises CheckpointError for more.
+    """
+    rope = spec.rope
+    limit = spec.max_position_embeddings
+    if rope.rope_type in ("linear", "dynamic"):
+        limit = int(limit * max(rope.factor, 1.0))
+    elif rope.rope_type in ("llama3", "yarn"):
+        limit = max(limit, int(rope.original_max_position_embeddings * rope.factor))
+    if wanted is None:
+        return spec.max_position_embeddings
+    if type(wanted) is not int or not 1 <= wanted <= limit:
+        raise CheckpointError(f"max_model_len must be between 1 and {limit}, not {wanted!r}", field="max_model_len")
+    return wanted

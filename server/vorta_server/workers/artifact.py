@@ -35,7 +35,7 @@ def served_artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
     """The artifact to serve, compiled first when the source is a checkpoint.
 
     For providers on a GPU it is compiled in standard operators, for TensorRT. For the cpu an encoder is compiled in
-    int8 where int4 is the server's precision: it has no int4.
+    int8 where the server's precision is one that it has not.
 
     Raises:
         FailedPrecondition: The checkpoint or artifact is at fault (CHECKPOINT_INVALID).
@@ -50,7 +50,7 @@ def served_artifact(config: WorkerConfig) -> tuple[Path, Manifest]:
 
         precision = config.precision
         target = "tensorrt" if is_on_gpu(config) else "cpu"
-        if target == "cpu" and precision == "int4" and model_kind(source) in ("embedding", "rerank"):
+        if target == "cpu" and precision not in ("fp32", "int8") and model_kind(source) in ("embedding", "rerank"):
             precision = "int8"
         try:
             compiled = artifact_for(

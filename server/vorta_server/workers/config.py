@@ -37,9 +37,12 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
         model: The model's id.
         source: Artifact or checkpoint folder; a checkpoint is compiled into `cache_dir` on first use.
         socket_path: Unix socket to listen on.
-        runner: "onnx" or "fake".
+        runner: "onnx", "cuda" or "fake".
+        device: Of the cuda runner, in torch's words: cuda, cuda:1; cpu for tests.
+        kv_dtype: Of the cuda runner's cache: "auto" for the activations' type, or "fp8".
+        cuda_graphs: Whether the cuda runner runs decode steps as CUDA graphs.
         providers: Names of ONNX Runtime's providers by preference, separated by commas.
-        precision: fp32, int8 or int4, and on a GPU fp16 or bf16; must equal an artifact's own.
+        precision: fp32, int8 or int4, and on a GPU fp16, bf16 or (cuda runner) fp8; must equal an artifact's own.
         max_model_len: Context length; None for the model's own.
         threads: Compute threads; 0 for one per core that the process may use.
         max_running_requests: Most sequences computed together.
@@ -62,6 +65,9 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
     source: str
     socket_path: str
     runner: str = "onnx"
+    device: str = "cuda"
+    kv_dtype: str = "auto"
+    cuda_graphs: bool = True
     providers: str = "cpu"
     precision: str = "int8"
     cache_dir: str = ""

@@ -68,6 +68,8 @@ class _Parts:
     architecture: str
     precision: str
     parameter_count: int
+    device: str | None = None
+    kv_capacity_tokens: int | None = None
 
 
 def build_generation(config: WorkerConfig) -> GenerationModel:
@@ -76,9 +78,11 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
     Raises:
         VortaError: Naming the setting or the part of the checkpoint at fault.
     """
-    parts = _build_fake(config) if config.runner == "fake" else _build_onnx(config)
+    parts = {"fake": _build_fake, "cuda": _build_cuda}.get(config.runner, _build_onnx)(config)
     info, vocabulary = parts.runner.info, parts.vocabulary
-    capacity = _kv_capacity_tokens(config, info.kv_bytes_per_token, info.num_slots * info.max_model_len)
+    capacity = parts.kv_capacity_tokens
+    if capacity is None:
+        capacity = _kv_capacity_tokens(config, info.kv_bytes_per_token, info.num_slots * info.max_model_len)
     engine = Engine(
         parts.runner,
         vocabulary,
@@ -101,7 +105,7 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
         kind="generation",
         architecture=parts.architecture,
         precision=parts.precision,
-        device=device_of(config),
+        device=parts.device or device_of(config),
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
         parameter_count=parts.parameter_count,
@@ -172,6 +176,21 @@ def _open_runner(
         max_chunk=config.max_batched_tokens,
         threads=config.threads,
         cache_dir=engine_folder(config) if is_on_gpu(config) else None,
+    )
+
+
+def _build_cuda(config: WorkerConfig) -> _Parts:
+    from vorta_server.workers.cuda import build_cuda
+
+    model = build_cuda(config)
+    return _Parts(
+        runner=model.runner,
+        vocabulary=_Vocabulary(Path(config.source), model.eos_token_ids),
+        architecture=model.architecture,
+        precision=model.precision,
+        parameter_count=model.parameter_count,
+        device=model.device,
+        kv_capacity_tokens=model.kv_capacity_tokens,
     )
 
 

@@ -25,6 +25,7 @@ from vorta_server.engine.runner import (
     StepBatch,
     StepResult,
 )
+from vorta_server.runners.checks import check_step
 from vorta_server.runners.cuda.blocks import BlockTables
 from vorta_server.runners.cuda.executor import Executor, LaunchedStep
 from vorta_server.runners.cuda.model import DecoderModel
@@ -218,19 +219,9 @@ class CudaRunner:
         self._executor.close()
 
     def _check(self, batch: StepBatch) -> None:
-        """Refuses what would write outside the slots: the kernels do not look."""
+        """Refuses what would write outside the slots or the step's arrays: the kernels do not look."""
         config = self._config
-        num_rows = len(batch.decode_token_ids)
-        if num_rows != len(batch.decode_lengths) or num_rows > config.num_slots:
-            raise ValueError(f"a decode batch of {num_rows} rows and {len(batch.decode_lengths)} lengths")
-        if num_rows and not (batch.decode_lengths.min() >= 0 and batch.decode_lengths.max() < config.max_model_len):
-            raise ValueError(f"decode lengths outside slots of {config.max_model_len} tokens")
-        for chunk in batch.prefills:
-            end = chunk.num_past + len(chunk.token_ids)
-            if not (0 <= chunk.slot < config.num_slots and 0 <= chunk.num_past < end <= config.max_model_len):
-                raise ValueError(
-                    f"a chunk of {len(chunk.token_ids)} tokens behind {chunk.num_past} in slot {chunk.slot}"
-                )
+        check_step(batch, num_slots=config.num_slots, max_model_len=config.max_model_len)
         num_tokens = sum(len(chunk.token_ids) for chunk in batch.prefills)
         if num_tokens > config.max_batched_tokens:
             raise ValueError(
