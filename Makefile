@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
+KERNELS := $(VENV)/.kernels-done
 REFERENCE := $(VENV)/.reference-done
 WEB := $(VENV)/.web-done
 GRPC_PORT ?= 50051
@@ -32,7 +33,10 @@ help: ## Show this list
 $(SETUP): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/setup.sh
 
-$(REFERENCE): $(SETUP) requirements-reference.txt
+$(KERNELS): $(SETUP) requirements-torch.txt requirements-kernels.txt scripts/setup_kernels.sh
+	@VENV="$(VENV)" scripts/setup_kernels.sh
+
+$(REFERENCE): $(KERNELS) requirements-reference.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-reference.txt
 	@touch $@
 
@@ -47,7 +51,7 @@ run: $(SETUP) ## Set up and serve the default models (gRPC on 50051, HTTP on 800
 	@exec $(BIN)/vorta serve --grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --data-dir $(DATA_DIR)
 
 .PHONY: test
-test: $(SETUP) ## Set up and run the tests with coverage; no network, no GPU, no torch
+test: $(KERNELS) ## Set up and run the tests with coverage; no network, no GPU
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not reference and not tensorrt" --cov --cov-report=term --cov-fail-under=85
 
 .PHONY: test-all
