@@ -118,10 +118,13 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-__device__ __forceinline__ void fence() { __threadfence(); }
+// The warp's lanes see each other's writes.
+__device__ __forceinline__ void synchronise_warp() { __syncwarp(); }
 
-// Adds one and returns what was there; from `last` it goes back to 0, and is ready for the next launch.
-__device__ __forceinline__ unsigned count_arrival(unsigned* counter, unsigned last) { return atomicInc(counter, last); }
+// A barrier of `count` threads, whole warps; `barrier` is 1 to 15.
+__device__ __forceinline__ void synchronise_threads(int barrier, int count) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(count) : "memory");
+}
 
 __device__ __forceinline__ int shuffle_up(int value, int distance) {
   const int other = __shfl_up_sync(~0u, value, distance);
@@ -154,6 +157,13 @@ __device__ __forceinline__ T part_of(uint32_t pair, int index) {
   T value;
   memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+// (word & mask) | bits in one instruction, which the compiler does not find where both are constants.
+__device__ __forceinline__ uint32_t and_or(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+  return result;
 }
 
 template <typename T>

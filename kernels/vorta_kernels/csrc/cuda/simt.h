@@ -69,13 +69,14 @@ struct Copy {
   const void* from;  // null for zeros
 };
 
-enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+enum class State { kReady, kAtBarrier, kAtNamedBarrier, kAtWarp, kDone };
 
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   int index;
   State state;
+  int barrier, barrier_count;  // Of a named barrier: its number and how many threads it is for.
   unsigned exchanges;
   alignas(16) char payload[2][kPayloadBytes];
   std::vector<std::vector<Copy>> copies;  // groups; the last is open
@@ -119,6 +120,19 @@ inline bool release() {
     bool is_full = true;
     for (int i = warp; i < end; i++) is_full &= threads[i].state == State::kAtWarp;
     for (int i = warp; is_full && i < end; i++) threads[i].state = State::kReady, is_any = true;
+  }
+  for (int i = 0; i < count; i++) {
+    if (threads[i].state != State::kAtNamedBarrier) continue;
+    const auto is_there = [&](const Thread& other) {
+      return other.state == State::kAtNamedBarrier && other.barrier == threads[i].barrier;
+    };
+    const int barrier = threads[i].barrier;
+    int arrived = 0;
+    for (const Thread& other : threads) arrived += is_there(other);
+    if (arrived != threads[i].barrier_count) continue;
+    for (Thread& other : threads)
+      if (other.state == State::kAtNamedBarrier && other.barrier == barrier) other.state = State::kReady;
+    is_any = true;
   }
   if (is_any) return true;
   for (Thread& thread : threads)
@@ -206,6 +220,14 @@ inline char* dynamic_shared() { return reinterpret_cast<char*>(simt::dynamic_sha
 
 // --- The operations of device.h ---
 
+inline void synchronise_warp() { simt::exchange(0); }
+
+inline void synchronise_threads(int barrier, int count) {
+  simt::current->barrier = barrier;
+  simt::current->barrier_count = count;
+  simt::pause(simt::State::kAtNamedBarrier);
+}
+
 inline int shuffle_up(int value, int distance) {
   const int lane = simt::current->index % simt::kWarp;
   const auto all = simt::exchange(value);
@@ -237,14 +259,6 @@ void copy_async_wait() {
 
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}
-inline void fence() {}
-
-inline unsigned count_arrival(unsigned* counter, unsigned last) {
-  const unsigned before = *counter;
-  *counter = before == last ? 0 : before + 1;
-  return before;
-}
-
 struct bf16 {
   uint16_t bits;
 };
@@ -287,6 +301,8 @@ uint32_t pair_of(float low, float high) {
   std::memcpy(&pair, parts, sizeof pair);
   return pair;
 }
+
+inline uint32_t and_or(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
 
 template <typename T>
 uint32_t subtract_pairs(uint32_t a, uint32_t b) {
