@@ -89,12 +89,13 @@ def test_bit_of_a_token() -> None:
     assert num_words(32) == 1
 
 
-@pytest.mark.parametrize("vocab_size", [31, 32, 33, 100, 4096])
-def test_forbidding_leaves_the_allowed_as_they_were(vocab_size: int) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize("vocab_size", [31, 32, 33, 100, 4096, 40_001])
+def test_forbidding_leaves_the_allowed_as_they_were(vocab_size: int, share: float) -> None:
     generator = np.random.default_rng(vocab_size)
     logits = generator.standard_normal((3, vocab_size), np.float32)
     before = logits.copy()
-    allowed = [np.flatnonzero(generator.random(vocab_size) < 0.3) for _ in logits]
+    allowed = [np.flatnonzero(generator.random(vocab_size) < share) for _ in logits]
     forbid(logits, np.stack([bits_of(ids, vocab_size) for ids in allowed]))
     for row, ids in enumerate(allowed):
         others = np.setdiff1d(np.arange(vocab_size), ids)
