@@ -668,11 +668,103 @@ DECODE: tuple[Case, ...] = (
     ),
 )
 
+SAMPLE: tuple[Case, ...] = (
+    SampleCase(num_rows=0, vocab_size=100),
+    SampleCase(num_rows=1, vocab_size=1, num_top=3),
+    SampleCase(num_rows=3, vocab_size=97, temperatures=(0.0,), num_top=5),
+    SampleCase(num_rows=4, vocab_size=1000, temperatures=(1.0, 0.25, 4.0), dtype=BF16),
+    SampleCase(num_rows=6, vocab_size=1000, top_ks=(1, 7, 50, 300, 999, 5000), dtype=F16, num_top=2),
+    SampleCase(num_rows=6, vocab_size=1000, top_ps=(0.01, 0.3, 0.9, 0.999, 0.9999999, 1.0)),
+    SampleCase(num_rows=4, vocab_size=1000, top_ps=(0.5, 0.9, 0.99), spread=0.3),
+    SampleCase(num_rows=4, vocab_size=1000, top_ks=(20, 0, 400), top_ps=(0.9, 0.6), min_ps=(0.0, 0.05, 1.0)),
+    SampleCase(num_rows=2, vocab_size=700, spread=0.0, top_ks=(5, 0), top_ps=(1.0, 0.5), num_top=4),
+    SampleCase(num_rows=3, vocab_size=513, temperatures=(1e-9, 1e-3, 100.0), top_ks=(0, 3), top_ps=(1.0, 0.8)),
+    SampleCase(num_rows=5, vocab_size=600, has_bad_rows=True, temperatures=(0.0, 1.0), top_ks=(3,), num_top=3),
+    SampleCase(
+        num_rows=5,
+        vocab_size=777,
+        has_penalties=True,
+        num_biases=5,
+        num_banned=4,
+        has_allowed=True,
+        temperatures=(1.0, 0.0, 0.5),
+        top_ks=(0, 0, 40),
+        top_ps=(0.9, 1.0),
+        num_top=3,
+        dtype=BF16,
+    ),
+    SampleCase(num_rows=3, vocab_size=300, has_penalties=True, has_bad_rows=True),
+    SampleCase(num_rows=2, vocab_size=300, num_biases=3, top_ks=(10,)),
+    SampleCase(num_rows=3, vocab_size=120, top_ks=(120, 500), top_ps=(0.5, 0.9)),
+    *(
+        SampleCase(
+            num_rows=rows,
+            vocab_size=vocab_size,
+            temperatures=(1.0, 0.0, 0.7),
+            top_ks=top_ks,
+            top_ps=top_ps,
+            has_penalties=adjusts,
+            has_allowed=adjusts,
+            num_biases=30 if adjusts else 0,
+            num_top=20 if adjusts else 0,
+            is_large=True,
+        )
+        for rows in (1, 256)
+        for vocab_size in (32_000, 128_256, 262_144)
+        for top_ks, top_ps in (((0,), (1.0,)), ((50, 0, 6000), (1.0, 0.9)))
+        for adjusts in (False, True)
+    ),
+)
+
+VERIFY: tuple[Case, ...] = (
+    VerifyCase(num_rows=0, max_drafts=4),
+    VerifyCase(num_rows=3, max_drafts=0),
+    VerifyCase(num_rows=9, max_drafts=1),
+    VerifyCase(num_rows=20, max_drafts=5),
+    VerifyCase(num_rows=4, max_drafts=16),
+    VerifyCase(num_rows=256, max_drafts=7, is_large=True),
+)
+
+LINEAR: tuple[Case, ...] = (
+    *(
+        Int4LinearCase(num_rows=rows, num_inputs=inputs, num_outputs=outputs, group=group, dtype=dtype)
+        for rows, inputs, outputs, group, dtype in (
+            (0, 64, 32, 32, BF16),
+            (1, 128, 40, 32, BF16),
+            (3, 256, 100, 128, F16),
+            (17, 192, 72, 96, F32),
+            (70, 128, 136, 64, BF16),
+        )
+    ),
+    *(
+        Fp8LinearCase(num_rows=rows, num_inputs=inputs, num_outputs=outputs, dtype=dtype)
+        for rows, inputs, outputs, dtype in (
+            (0, 64, 32, BF16),
+            (1, 128, 40, BF16),
+            (3, 200, 100, F16),
+            (17, 144, 72, F32),
+            (70, 272, 136, BF16),
+        )
+    ),
+    *(
+        case
+        for rows in (1, 8, 33, 256, 2048)
+        for inputs, outputs in ((4096, 6144), (14336, 4096))
+        for case in (
+            Int4LinearCase(num_rows=rows, num_inputs=inputs, num_outputs=outputs, group=128, is_large=True),
+            Fp8LinearCase(num_rows=rows, num_inputs=inputs, num_outputs=outputs, is_large=True),
+        )
+    ),
+)
+
 CASES: Mapping[str, tuple[Case, ...]] = {
     "rms_norm": RMS_NORM,
     "silu_mul": SILU_MUL,
     "rope_kv": ROPE_KV,
     "paged_attention": PREFILL + DECODE,
+    "sample": SAMPLE,
+    "verify": VERIFY,
+    "linear": LINEAR,
 }
 """By the reference's stem."""
 
@@ -711,6 +803,21 @@ AHEAD: Mapping[str, tuple[Case, ...]] = {
             (8, 96, 32, BF16, 0),
             (4, 64, 64, BF16, 0),
             (4, 64, 64, FP8, 0),
+        )
+    ),
+    "sample": (
+        SampleCase(num_rows=1, vocab_size=128_256, top_ks=(50,), num_top=20),
+        SampleCase(
+            num_rows=1, vocab_size=32_000, has_penalties=True, num_biases=8, num_banned=2, has_allowed=True, dtype=BF16
+        ),
+    ),
+    "verify": (VerifyCase(num_rows=2, max_drafts=7),),
+    "linear": tuple(
+        case
+        for rows in (16, 64, 128)
+        for case in (
+            Int4LinearCase(num_rows=rows, num_inputs=4096, num_outputs=256, group=128),
+            Fp8LinearCase(num_rows=rows, num_inputs=4096, num_outputs=256),
         )
     ),
 }

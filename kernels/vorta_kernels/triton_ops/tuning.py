@@ -38,9 +38,9 @@ class Tiles:
 
 
 DECODE = {
-    # By (padded head_dim, bytes of an element of the cache). Tiles in flight hide latency. The address of a tile is itself
-    # loaded (from the block table), which takes a stage, and so does the product: with 4 stages two tiles of K and of V
-    # are in shared memory, 64 KiB at 64 x 128 x 2 bytes, and three programs fit a multiprocessor of Hopper.
+    # By (padded head_dim, bytes of an element of the cache). Tiles in flight hide latency. The address of a tile is
+    # itself loaded (from the block table), which takes a stage, and so does the product: with 4 stages two tiles of K
+    # and of V are in shared memory, 64 KiB at 64 x 128 x 2 bytes, and three programs fit a multiprocessor of Hopper.
     (64, 1): Launch(block_m=16, block_n=64, num_warps=4, num_stages=5),
     (64, 2): Launch(block_m=16, block_n=64, num_warps=4, num_stages=4),
     (64, 4): Launch(block_m=16, block_n=32, num_warps=4, num_stages=3),

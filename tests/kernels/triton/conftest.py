@@ -61,11 +61,32 @@ def _import_interpreted() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_tensor_and_index
+    # For every call of a helper it patches the whole language anew, which takes milliseconds: once a launch will do.
+    patch_language = interpreter._patch_lang
+    language = importlib.import_module("triton.language")
+    patched: set[int] = set()
+
+    def languages(function: Any) -> set[int]:
+        return {id(value) for value in function.__globals__.values() if value is language or value is language.core}
+
+    def patch_for_launch(function: Any) -> Any:
+        patched.clear()
+        patched.update(languages(function))
+        return patch_language(function)
+
+    def call_helper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not languages(self.fn) <= patched:
+            patch_language(self.fn)
+            patched.update(languages(self.fn))
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter._patch_lang = patch_for_launch
+    interpreter.InterpretedFunction.__call__ = call_helper
     # Its check of every addition for overflow costs a fifth of the time; numbers here are small.
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot
-    for stem in ("fp8", "rms_norm", "silu_mul", "rope_kv", "paged_attention"):
+    for stem in ("fp8", "rms_norm", "silu_mul", "rope_kv", "paged_attention", "sample", "verify", "linear"):
         importlib.import_module(f"vorta_kernels.triton_ops.{stem}")
 
 

@@ -1,0 +1,20 @@
+"""verify on the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vorta_kernels import grid
+from vorta_kernels.reference import verify as reference
+from vorta_kernels.triton_ops import verify as triton_ops
+
+pytestmark = pytest.mark.reference
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("case", [case for case in grid.CASES["verify"] if not case.is_large], ids=lambda case: case.id)
+def test_agrees_with_the_reference(case: grid.Case) -> None:
+    expected = grid.run(case, getattr(reference, case.op), CPU)
+    assert grid.mismatches(case, grid.run(case, getattr(triton_ops, case.op), CPU), expected) == []
