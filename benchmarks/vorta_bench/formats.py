@@ -1,9 +1,10 @@
 """What formats of outputs cost: `python -m vorta_bench.formats [--model FOLDER] [--json FILE]`.
 
-Two tables. Decode: microseconds of an engine's step with 1, 8 and 32 rows, of which none or all must write JSON of a
-schema; both kinds alternate, on one model in this process. Masks: what a row's mask and its token's acceptance take by
-themselves, along a random text of the schema, by vocabulary; and what is paid once. Steps are told by their 10th
-percentile beside their median: other work on the machine shows least in it.
+Three tables. Decode: microseconds of an engine's step with 1, 8 and 32 rows, of which none or all must write JSON of a
+schema; both kinds alternate, on one model in this process. Sampling: the same of the sampler alone on one thread, masks
+and all, over random logits. Masks: what a row's mask and its token's acceptance take by themselves, along a random text
+of the schema; and what is paid once. Times are told by their 10th percentile too, in which other work on the machine
+shows least.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import vorta_server
 from vorta_bench.random_model import write_tokenizer
-from vorta_server.engine.constraint import Grammar, num_words
+from vorta_kernels import cpu
+from vorta_kernels.sampling import SamplingKernel
+from vorta_server.engine.constraint import Grammar, MaskFiller, RowMask, num_words
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import GenerationRequest, SamplingParams
+from vorta_server.engine.row_state import RowState
+from vorta_server.engine.sampler import Sampler
 from vorta_server.tokenization.grammar import GrammarCompiler
 from vorta_server.tokenization.tokenizer import Tokenizer
 from vorta_server.workers.config import WorkerConfig
@@ -101,6 +106,54 @@ def measure_decode(source: Path) -> list[dict[str, object]]:
     return figures
 
 
+def measure_sampling(vocab_size: int) -> list[dict[str, object]]:
+    """Rows of the second table. The thread that samples fills the masks; the engine has another do it where it pays."""
+    figures: list[dict[str, object]] = []
+    kernel = SamplingKernel(1) if cpu.is_available() else None
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), vocab_size)
+        tokenizer = Tokenizer(folder)
+        compiler = GrammarCompiler(tokenizer, vocab_size=vocab_size)
+        grammar = compiler.compile(SCHEMA)
+        compiler.close()
+    logits = np.random.default_rng(0).standard_normal((32, vocab_size), np.float32)
+    for num_rows in ROWS:
+        us = {}
+        for kind, asked in (("text", None), ("json", grammar)):
+            rows = [
+                RowState(
+                    SamplingParams(temperature=0.8, ignore_eos=True),
+                    seed=row,
+                    prompt_token_ids=[1],
+                    vocab_size=vocab_size,
+                    eos_token_ids=tokenizer.eos_token_ids,
+                    constraint=None if asked is None else asked.start(),
+                )
+                for row in range(num_rows)
+            ]
+            sampler = Sampler(vocab_size, kernel)
+            sampler._masks = _Idle(vocab_size)
+            times: list[float] = []
+            for number in range(200):
+                fresh = np.roll(logits[:num_rows], 7 * number, axis=1)
+                _timed(lambda fresh=fresh, sampler=sampler, rows=rows: sampler.sample(fresh, rows), times)  # type: ignore[misc]
+            us[kind] = float(np.percentile(times, 10))
+        figures.append({"vocab": vocab_size, "rows": num_rows, **{f"{kind}_us": round(us[kind], 1) for kind in us}})
+        print(
+            f"{vocab_size:7d} tokens  {num_rows:3d} rows  text {us['text']:8.1f} us  json {us['json']:8.1f} us"
+            f"  {(us['json'] - us['text']) / num_rows:6.1f} us a row",
+            flush=True,
+        )
+    return figures
+
+
+class _Idle(MaskFiller):
+    """Leaves masks to whoever needs them."""
+
+    def begin(self, masks: Sequence[RowMask]) -> None:
+        """Does nothing."""
+
+
 def _timed(work: Callable[[], object], times: list[float]) -> None:
     start = time.perf_counter()
     work()
@@ -108,7 +161,7 @@ def _timed(work: Callable[[], object], times: list[float]) -> None:
 
 
 def measure_masks(vocab_size: int) -> dict[str, object]:
-    """A row of the second table."""
+    """A row of the third table."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), vocab_size)
         compiler = GrammarCompiler(Tokenizer(folder), vocab_size=vocab_size)
@@ -146,13 +199,14 @@ def measure_masks(vocab_size: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint or artifact; default: vorta-mini")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     figures = {
         "decode": measure_decode(arguments.model),
+        "sampling": [entry for vocab_size in VOCABULARIES for entry in measure_sampling(vocab_size)],
         "masks": [measure_masks(vocab_size) for vocab_size in VOCABULARIES],
     }
     if arguments.json:

@@ -32,9 +32,9 @@ Bits = NDArray[np.int32]
 
 _ALL = np.int32(-1)
 
-_MANY, _FEW = 16_384, 0.4
-"""Of so many logits, with less than this share of them allowed, it is faster to keep those than to strike the others out.
-"""
+_MANY, _FEW = 16_384, 0.5
+"""Of a row of so many logits, with less than this share of them allowed, keeping those is faster than striking others
+out."""
 
 _MIN_THREAD_WORDS = 1000
 """Words of masks for which it pays to wake a thread: eight rows of 4096 tokens, or one of 32,000."""
@@ -86,19 +86,22 @@ def forbid(logits: NDArray[np.float32], masks: Bits) -> None:
     """Makes impossible what the masks [num_rows, words] do not allow in their rows [num_rows, vocab_size], which are
     contiguous."""
     vocab_size = logits.shape[1]
-    if logits.size > _MANY and int(np.bitwise_count(masks).sum()) < _FEW * logits.size:
+    if len(logits) > 1 and vocab_size > _MANY:  # a row fits the core's own cache, and has a share of its own
+        for row in range(len(logits)):
+            forbid(logits[row : row + 1], masks[row : row + 1])
+    elif vocab_size > _MANY and int(np.bitwise_count(masks.view(np.uint32)).sum()) < _FEW * logits.size:
         places = np.flatnonzero(_unpack(masks, vocab_size))
         flat = logits.reshape(-1)
         allowed = flat[places]
         flat.fill(-np.inf)
         flat[places] = allowed
     else:
-        np.copyto(logits, np.float32(-np.inf), where=_unpack(~masks, vocab_size).view(np.bool_))
+        np.copyto(logits, np.float32(-np.inf), where=_unpack(~masks, vocab_size))
 
 
-def _unpack(masks: Bits, vocab_size: int) -> NDArray[np.uint8]:
+def _unpack(masks: Bits, vocab_size: int) -> NDArray[np.bool_]:
     """The masks' bits [num_rows, vocab_size]."""
-    return np.unpackbits(masks.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+    return np.unpackbits(masks.view(np.uint8), axis=1, count=vocab_size, bitorder="little").view(np.bool_)
 
 
 class RowMask:
