@@ -405,7 +405,7 @@ def paged_decode(
     num_seqs, num_heads, head_dim = query.shape
     num_kv_heads, dim = cache.num_kv_heads, triton.next_power_of_2(head_dim)
     group = num_heads // num_kv_heads
-    launch = launch or DECODE[dim, cache.key.element_size()]
+    launch = launch or DECODE[max(dim, 64), cache.key.element_size()]
     if splits is None:
         most = block_table.shape[1] * cache.block_size
         splits = num_splits(num_seqs, num_kv_heads, most, _num_multiprocessors(query.device))
@@ -481,7 +481,7 @@ def paged_prefill(
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, dim, num_seqs = cache.num_kv_heads, triton.next_power_of_2(head_dim), len(seq_lens)
     group = num_heads // num_kv_heads
-    launch = launch or PREFILL[dim, cache.key.element_size()]
+    launch = launch or PREFILL[max(dim, 64), cache.key.element_size()]
     group_p = triton.next_power_of_2(group)
     block_m = max(launch.block_m, group_p)
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)

@@ -26,7 +26,6 @@ __all__ = ["COMPILER_VERSION", "TARGETS", "Progress", "check_request", "compile_
 COMPILER_VERSION = "6"
 
 TARGETS = ("cpu", "tensorrt")
-_PLANNED_TARGETS = ("cuda",)
 _WEIGHT_FILE = "weights.bin"
 _BLOCKS = (16, 32, 64, 128, 256)
 
@@ -36,12 +35,12 @@ Progress = Callable[[str, float], None]
 def check_request(target: str, precision: str) -> None:
     """Refuses a target or precision that cannot be compiled.
 
-    Raises FailedPrecondition for a target of a later version, CheckpointError for any other value.
+    Raises FailedPrecondition for the cuda runner's, which needs no compiling, CheckpointError for any other value.
     """
-    if target in _PLANNED_TARGETS:
+    if target == "cuda":
         raise FailedPrecondition(
-            f"target {target} is not available in this version; available: {', '.join(TARGETS)}",
-            reason="UNIMPLEMENTED",
+            "target cuda needs no compiling: vorta serve --runner cuda takes the checkpoint as it is",
+            reason="INVALID_FIELD",
             field="target",
         )
     if target not in TARGETS:
@@ -86,7 +85,7 @@ def compile_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint or an argument is at fault; `field` names what.
-        vorta.errors.FailedPrecondition: the target comes in a later version.
+        vorta.errors.FailedPrecondition: the target is "cuda", which needs no compiling.
         ArtifactError: `out` is taken.
         StorageError: the artifact could not be written (a full disk); nothing is left behind.
     """

@@ -78,13 +78,15 @@ def build_cuda(config: WorkerConfig) -> CudaModel:
 
 
 def _load(config: WorkerConfig, source: Path, precision: str, device: torch.device) -> CudaModel:
-    from vorta_server.runners.cuda.runner import CudaRunner, CudaRunnerConfig
+    from vorta_server.runners.cuda.runner import MAX_HEAD_DIM, CudaRunner, CudaRunnerConfig
     from vorta_server.runners.cuda.weights import CheckpointTensors, load_decoder
 
     with Checkpoint(source) as checkpoint:
         reader = ConfigReader(checkpoint.config, source / "config.json")
         spec = read_spec(reader)
         tokens = read_special_tokens(checkpoint, reader, spec)
+        if spec.head_dim > MAX_HEAD_DIM:
+            raise reader.error("head_dim", f"is {spec.head_dim}; the cuda runner has kernels for up to {MAX_HEAD_DIM}")
         length = context_length(spec, config.max_model_len)
         tensors = CheckpointTensors(checkpoint, spec, device)
         try:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from vorta_kernels import ops
-from vorta_kernels.kv_cache import KvCache, KvLayer
+from vorta_kernels.kv_cache import KvCache
+from vorta_kernels.reference.batch_pack import PackedBatch
 from vorta_kernels.reference.fp8 import quantise_rows
 from vorta_server.compiler.rope import rope_tables
 from vorta_server.compiler.spec import DecoderSpec
@@ -30,6 +31,20 @@ class StepOutput:
 
     logits: torch.Tensor
     token_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """What all layers need of a step.
+
+    Attributes:
+        seq_lens: int32 [num_decodes + num_prefills], tokens of each sequence behind the step.
+        prefill_starts: int32 [num_prefills + 1], where each chunk's tokens begin behind the decode rows.
+    """
+
+    packed: PackedBatch
+    seq_lens: torch.Tensor
+    prefill_starts: torch.Tensor
 
 
 class DecoderModel:
@@ -60,14 +75,25 @@ class DecoderModel:
             last_token_ids: int32 [at least the step before's outputs], the tokens that it chose.
         """
         decoder = self._decoder
-        pending = last_token_ids[step.sources.clamp_min(0)]
+        layout = step.layout
+        pending = ops.batch_compact(last_token_ids[:, None], step.sources)[:, 0]
         # What is no token (a bad row's -1) is computed as any other: nobody will look at it.
-        token_ids = torch.where(step.sources >= 0, pending, step.token_ids).clamp_min(0)
+        token_ids = (pending + step.token_ids).clamp_min(0)
+        packed = ops.batch_pack(
+            step.query_lens,
+            step.past_lens,
+            step.block_table,
+            block_size=self._layers[0].block_size,
+            num_tokens_padded=layout.num_tokens,
+        )
+        seq_lens = step.past_lens + step.query_lens
+        prefill_starts = packed.cu_query_lens[layout.num_decodes :] - layout.num_decodes
+        batch = _Packed(packed, seq_lens, prefill_starts)
         delta = torch.nn.functional.embedding(token_ids, decoder.embedding)
         residual: torch.Tensor | None = None
         for index, layer in enumerate(decoder.layers):
             rows, residual = self._norm(delta, layer.input_norm, residual, layer.qkv)
-            attended = self._attention(index, layer, rows, step)
+            attended = self._attention(index, layer, rows, step, batch)
             delta = layer.output(_for(layer.output, attended))
             rows, residual = self._norm(delta, layer.post_norm, residual, layer.gate_up)
             gate_up = layer.gate_up(rows)
@@ -76,17 +102,17 @@ class DecoderModel:
         wanted = step.output_rows
         rows, _ = self._norm(delta[wanted], decoder.norm, None if residual is None else residual[wanted], decoder.head)
         logits = decoder.head(rows).float()
-        chosen = ops.sample(logits[: step.layout.num_outputs], step.columns)
+        chosen = ops.sample(logits[: layout.num_outputs], step.columns)
         return StepOutput(logits=logits, token_ids=chosen.token_ids)
 
-    def _attention(self, index: int, layer: DecoderLayer, rows: Rows, step: DeviceStep) -> torch.Tensor:
+    def _attention(self, index: int, layer: DecoderLayer, rows: Rows, step: DeviceStep, batch: _Packed) -> torch.Tensor:
         spec, layout = self._spec, step.layout
         cache = self._layers[index]
         query = ops.rope_kv(
             layer.qkv(rows),
             self._cos_sin,
-            step.positions,
-            step.slots,
+            batch.packed.positions,
+            batch.packed.slots,
             cache,
             num_heads=spec.num_heads,
             q_norm=layer.q_norm,
@@ -102,26 +128,24 @@ class DecoderModel:
                     query[:split],
                     cache,
                     step.block_table[:split],
-                    step.seq_lens[:split],
+                    batch.seq_lens[:split],
                     scale=self._scale,
                     window=window,
                 )
             )
         if layout.num_prefills:
-            parts.append(self._prefill(query[split:], cache, step, window))
+            parts.append(
+                ops.paged_prefill(
+                    query[split:],
+                    cache,
+                    step.block_table[split:],
+                    batch.seq_lens[split:],
+                    batch.prefill_starts,
+                    scale=self._scale,
+                    window=window,
+                )
+            )
         return (torch.cat(parts) if len(parts) > 1 else parts[0]).flatten(1)
-
-    def _prefill(self, query: torch.Tensor, cache: KvLayer, step: DeviceStep, window: int) -> torch.Tensor:
-        split = step.layout.num_decodes
-        return ops.paged_prefill(
-            query,
-            cache,
-            step.block_table[split:],
-            step.seq_lens[split:],
-            step.cu_query_lens,
-            scale=self._scale,
-            window=window,
-        )
 
     def _norm(
         self, rows: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, target: Linear

@@ -32,10 +32,13 @@ from vorta_server.runners.cuda.model import DecoderModel
 from vorta_server.runners.cuda.step import NARROWEST, StepLayout, bucket_for, buckets_up_to, fill
 from vorta_server.runners.cuda.weights import Decoder
 
-__all__ = ["BLOCK_SIZE", "KV_DTYPES", "CudaRunner", "CudaRunnerConfig"]
+__all__ = ["BLOCK_SIZE", "KV_DTYPES", "MAX_HEAD_DIM", "CudaRunner", "CudaRunnerConfig"]
 
 BLOCK_SIZE = 64
 """Tokens of a block: the engine's unit of memory too, so that both count alike."""
+
+MAX_HEAD_DIM = 128
+"""Of the attention kernels."""
 
 KV_DTYPES = ("auto", "fp8")
 
@@ -68,7 +71,7 @@ class CudaRunner:
         decoder: The weights, on the device that computes.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or heads are larger than the kernels take.
     """
 
     def __init__(self, spec: DecoderSpec, decoder: Decoder, config: CudaRunnerConfig) -> None:
@@ -76,6 +79,8 @@ class CudaRunner:
             raise ValueError(f"kv_dtype {config.kv_dtype!r} is unknown; available: {', '.join(KV_DTYPES)}")
         if config.num_slots < 1 or config.max_model_len < 1 or config.max_batched_tokens < 1:
             raise ValueError("num_slots, max_model_len and max_batched_tokens must be positive")
+        if spec.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"heads of {spec.head_dim} elements are not supported, at most {MAX_HEAD_DIM}")
         self._spec, self._config = spec, config
         self._device = decoder.embedding.device
         num_blocks = 1 + -(-config.kv_capacity_tokens // BLOCK_SIZE)

@@ -7,6 +7,7 @@ same place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vorta_kernels.reference.sample import SamplingColumns
 from vorta_server.engine.runner import Draws, LogitsWanted, PrefillChunk, StepBatch
-from vorta_server.runners.cuda.blocks import BlockTables
+from vorta_server.runners.cuda.blocks import PADDING_BLOCK, BlockTables
 
 __all__ = ["BUCKETS", "NARROWEST", "DeviceStep", "StepLayout", "bucket_for", "buckets_up_to", "fill"]
 
@@ -26,6 +27,8 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NARROWEST = 8
 """Columns of the narrowest block table; others are twice as wide, each with graphs of its own, so that attention is
 divided by about the length that there is."""
+
+_ALIGNMENT_WORDS = 4
 
 _COLUMNS = ("temperature", "top_k", "top_p", "min_p", "uniforms")
 _FLOAT_COLUMNS = ("temperature", "top_p", "min_p", "uniforms")
@@ -98,31 +101,41 @@ class StepLayout:
         return [
             ("token_ids", (self.num_tokens,)),
             ("sources", (self.num_tokens,)),
-            ("positions", (self.num_tokens,)),
-            ("slots", (self.num_tokens,)),
             ("output_rows", (self.num_outputs + self.num_scored,)),
-            ("seq_lens", (num_seqs,)),
-            ("cu_query_lens", (self.num_prefills + 1,)),
+            ("query_lens", (num_seqs,)),
+            ("past_lens", (num_seqs,)),
             ("block_table", (num_seqs, self.max_blocks)),
             *((name, (self.num_outputs,)) for name in _COLUMNS),
         ]
 
+    def places(self) -> list[tuple[str, tuple[int, ...], slice]]:
+        """Names, shapes and words of the arrays. Each begins at 16 bytes, so that kernels read whole vectors."""
+        found = []
+        start = 0
+        for name, shape in self.fields():
+            size = math.prod(shape)
+            found.append((name, shape, slice(start, start + size)))
+            start += -(-size // _ALIGNMENT_WORDS) * _ALIGNMENT_WORDS
+        return found
+
     @property
     def num_words(self) -> int:
         """Size of the buffer."""
-        return sum(int(np.prod(shape)) for _, shape in self.fields())
+        last: int = self.places()[-1][2].stop
+        return last
 
 
 @dataclass(slots=True, kw_only=True)
 class DeviceStep:
     """A step's arrays on the device: views of one int32 buffer; see `StepLayout.fields`.
 
+    A padding row is a sequence of one token in the padding block.
+
     Attributes:
-        token_ids, sources: int32 [num_tokens]; where a source is not -1, the token is that output of the step before.
-        positions, slots: int32 [num_tokens]; slot -1 in padding.
+        token_ids, sources: int32 [num_tokens]; where a source is not -1, the token is that output of the step before,
+            and token_ids has 0.
         output_rows: int32 [num_outputs + num_scored]: which token each output is of; behind them the scored positions.
-        seq_lens: int32 [num_decodes + num_prefills], tokens of each sequence behind the step; 0 in padding.
-        cu_query_lens: int32 [num_prefills + 1], where each chunk begins behind the decode rows, and the end.
+        query_lens, past_lens: int32 [num_decodes + num_prefills], tokens of each sequence in the step and before it.
         block_table: int32 [num_decodes + num_prefills, max_blocks].
         columns: One entry for each output.
     """
@@ -130,11 +143,9 @@ class DeviceStep:
     layout: StepLayout
     token_ids: torch.Tensor
     sources: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
     output_rows: torch.Tensor
-    seq_lens: torch.Tensor
-    cu_query_lens: torch.Tensor
+    query_lens: torch.Tensor
+    past_lens: torch.Tensor
     block_table: torch.Tensor
     columns: SamplingColumns
 
@@ -142,12 +153,9 @@ class DeviceStep:
     def of(cls, layout: StepLayout, buffer: torch.Tensor) -> DeviceStep:
         """The views of a buffer that holds the step's words at its beginning."""
         views: dict[str, torch.Tensor] = {}
-        start = 0
-        for name, shape in layout.fields():
-            size = int(np.prod(shape))
-            view = buffer[start : start + size]
+        for name, shape, place in layout.places():
+            view = buffer[place]
             views[name] = (view.view(torch.float32) if name in _FLOAT_COLUMNS else view).view(shape)
-            start += size
         columns = SamplingColumns(**{name: views.pop(name) for name in _COLUMNS})
         return cls(layout=layout, columns=columns, **views)
 
@@ -164,12 +172,7 @@ def fill(
     Args:
         sources: int32 [num_rows], as in `DeviceStep`.
     """
-    arrays: dict[str, NDArray[np.int32]] = {}
-    start = 0
-    for name, shape in layout.fields():
-        size = int(np.prod(shape))
-        arrays[name] = words[start : start + size].reshape(shape)
-        start += size
+    arrays = {name: words[place].reshape(shape) for name, shape, place in layout.places()}
     _fill_decodes(batch, layout, tables, sources, arrays)
     _fill_chunks(batch.prefills, layout, tables, arrays)
     _fill_columns(batch.draws, len(batch.decode_token_ids), layout, arrays)
@@ -183,17 +186,12 @@ def _fill_decodes(
     arrays: dict[str, NDArray[np.int32]],
 ) -> None:
     num_rows, padded = len(batch.decode_token_ids), layout.num_decodes
-    lengths = batch.decode_lengths
-    table = arrays["block_table"]
-    table[:num_rows] = tables.table[:num_rows, : layout.max_blocks]
-    table[num_rows:padded] = 0
-    size = tables.block_size
     for name, padding, values in (
-        ("token_ids", 0, batch.decode_token_ids),
+        ("block_table", PADDING_BLOCK, tables.table[:num_rows, : layout.max_blocks]),
+        ("token_ids", 0, np.where(sources < 0, batch.decode_token_ids, 0)),
         ("sources", -1, sources),
-        ("positions", 0, lengths),
-        ("slots", -1, tables.table[np.arange(num_rows), lengths // size] * size + lengths % size),
-        ("seq_lens", 0, lengths + 1),
+        ("query_lens", 1, 1),
+        ("past_lens", 0, batch.decode_lengths),
     ):
         arrays[name][:num_rows] = values
         arrays[name][num_rows:padded] = padding
@@ -203,22 +201,16 @@ def _fill_decodes(
 def _fill_chunks(
     chunks: Sequence[PrefillChunk], layout: StepLayout, tables: BlockTables, arrays: dict[str, NDArray[np.int32]]
 ) -> None:
-    first = layout.num_decodes
-    output, scored = layout.num_decodes, layout.num_outputs
-    size = tables.block_size
-    arrays["cu_query_lens"][0] = 0
+    first = output = layout.num_decodes
+    scored = layout.num_outputs
     arrays["sources"][first:] = -1
-    for index, chunk in enumerate(chunks):
+    for row, chunk in enumerate(chunks, layout.num_decodes):
         count = len(chunk.token_ids)
         stop = first + count
-        positions = np.arange(chunk.num_past, chunk.num_past + count)
-        row = tables.table[chunk.slot]
         arrays["token_ids"][first:stop] = chunk.token_ids
-        arrays["positions"][first:stop] = positions
-        arrays["slots"][first:stop] = row[positions // size] * size + positions % size
-        arrays["seq_lens"][layout.num_decodes + index] = chunk.num_past + count
-        arrays["cu_query_lens"][index + 1] = stop - layout.num_decodes
-        arrays["block_table"][layout.num_decodes + index] = row[: layout.max_blocks]
+        arrays["query_lens"][row] = count
+        arrays["past_lens"][row] = chunk.num_past
+        arrays["block_table"][row] = tables.table[chunk.slot, : layout.max_blocks]
         if chunk.is_last:
             arrays["output_rows"][output] = stop - 1
             output += 1
