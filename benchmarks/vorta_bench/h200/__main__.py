@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         models=tuple(models),
         precisions=tuple(arguments.precisions),
         until_s=arguments.until or time.time() + arguments.limit_s,
+        is_fake=arguments.device == "cpu" and not arguments.reference,
     )
     if arguments.part is not None:
         _run_part(settings, arguments.stages[0], arguments.part)
@@ -83,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the JSON files")
     add("--work", type=Path, metavar="DIR", help="folder of checkpoints; may be kept (default: a temporary one)")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run with tiny sizes (default: cuda)")
+    add(
+        "--reference",
+        action="store_true",
+        help="on a CPU: Vorta's runner over the kernels' references, not the fake one",
+    )
     add("--limit-s", type=float, default=540, metavar="S", help="seconds of a stage (default: %(default)s)")
     add("--rounds", type=int, default=1, metavar="N", help="a stage whose time is over is resumed up to N - 1 times")
     add("--resume", action="store_true", help="keep what is in the JSON files, and measure only what is not")
@@ -144,6 +150,7 @@ def _run_process(settings: Settings, stage: str, part: str, until_s: float, log:
     recording.skipped.pop(part, None)
     command = [*_COMMAND, stage, "--part", part, "--until", str(until_s)]
     command += ["--device", settings.device, "--out", str(settings.out), "--work", str(settings.work)]
+    command += ["--reference"] if settings.is_dry and not settings.is_fake else []
     command += ["--models", *settings.models, "--precisions", *settings.precisions]
     settings.work.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as errors:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from vorta_bench.h200.runner import MAX_BATCHED_TOKENS
+
 if TYPE_CHECKING:
     from vorta_server.engine.runner import ModelRunner, SamplingRunner, StepResult
 
-__all__ = ["decode_s", "prefill_s", "random_prompts"]
+__all__ = ["decode_s", "given_logits", "prefill_s", "random_prompts"]
 
 _NONE = np.zeros(0, np.int64)
-_MAX_STEP_TOKENS = 8192
 
 
 def random_prompts(num_prompts: int, num_tokens: int, vocab_size: int, seed: int = 0) -> Any:
@@ -26,7 +27,7 @@ def random_prompts(num_prompts: int, num_tokens: int, vocab_size: int, seed: int
     return np.random.default_rng(seed).integers(2, vocab_size, (num_prompts, num_tokens))
 
 
-def prefill_s(runner: ModelRunner, prompts: Any, *, max_step_tokens: int = _MAX_STEP_TOKENS) -> tuple[float, Any]:
+def prefill_s(runner: ModelRunner, prompts: Any, *, max_step_tokens: int = MAX_BATCHED_TOKENS) -> tuple[float, Any]:
     """Writes prompt i into slot i, several prompts a step, up to `max_step_tokens` tokens.
 
     Returns the seconds, and the greedy first token of each, int64 [num_prompts].
@@ -40,7 +41,8 @@ def prefill_s(runner: ModelRunner, prompts: Any, *, max_step_tokens: int = _MAX_
     for start in range(0, num_prompts, together):
         slots = range(start, min(start + together, num_prompts))
         chunks = [
-            PrefillChunk(slot=slot, token_ids=prompts[slot], num_past=0, logits=LogitsWanted.LAST) for slot in slots
+            PrefillChunk(slot=slot, token_ids=prompts[slot], num_past=0, logits=LogitsWanted.LAST, is_last=True)
+            for slot in slots
         ]
         batch = StepBatch(prefills=chunks, decode_token_ids=_NONE, decode_lengths=_NONE)
         if runner.info.samples:
@@ -66,6 +68,23 @@ def decode_s(runner: ModelRunner, first: Any, length: int, num_steps: int) -> fl
     else:
         _decode_in_turn(runner, first, lengths, num_steps)
     return time.perf_counter() - begin_s
+
+
+def given_logits(runner: ModelRunner, token_ids: Any, num_prompt: int) -> Any:
+    """Logits of every position of one text, float32 [num_tokens, vocab_size]: its first `num_prompt` tokens at once,
+    the rest in decode steps."""
+    from vorta_server.engine.runner import LogitsWanted, PrefillChunk, StepBatch
+
+    chunk = PrefillChunk(slot=0, token_ids=token_ids[:num_prompt], num_past=0, logits=LogitsWanted.ALL, is_last=True)
+    found = runner.run(StepBatch(prefills=[chunk], decode_token_ids=_NONE, decode_lengths=_NONE)).prefill_logits[0]
+    assert found is not None
+    rows = [found.copy()]
+    for length in range(num_prompt, len(token_ids)):
+        token = token_ids[length : length + 1]
+        result = runner.run(StepBatch(prefills=(), decode_token_ids=token, decode_lengths=np.array([length])))
+        assert result.decode_logits is not None
+        rows.append(result.decode_logits.copy())
+    return np.concatenate(rows)
 
 
 def _decode_in_turn(runner: ModelRunner, token_ids: Any, lengths: Any, num_steps: int) -> None:

@@ -71,7 +71,14 @@ def cells(settings: Settings, part: str) -> Iterable[Cell]:
     if work == "prefill":
         lengths = settings.choose(PROMPTS, DRY_PROMPTS)
         runner = once(
-            lambda: make_runner(model, precision, settings.device, num_slots=2, max_model_len=max(lengths) + 64)
+            lambda: make_runner(
+                model,
+                precision,
+                settings.device,
+                num_slots=2,
+                max_model_len=max(lengths) + 64,
+                is_fake=settings.is_fake,
+            )
         )
         return [
             Cell(
@@ -102,6 +109,7 @@ def _decode_cells(settings: Settings, model: str, precision: str, mode: str, con
             num_slots=num_slots,
             max_model_len=max_model_len,
             use_graphs=mode == "graphs",
+            is_fake=settings.is_fake,
         )
         _, first = prefill_s(runner, random_prompts(num_slots, context, SHAPES[model].vocab_size))
         return runner, first

@@ -36,8 +36,8 @@ class Precision:
 PRECISIONS = {
     "bf16": Precision(linear_bytes=2, head_bytes=2, kv_bytes=2, products="bf16"),
     "fp8": Precision(linear_bytes=1, head_bytes=1, kv_bytes=1, products="fp8"),
-    # One 16-bit scale for 128 weights; the head, KV and arithmetic in 16 bits.
-    "int4": Precision(linear_bytes=0.5 + 2 / 128, head_bytes=2, kv_bytes=2, products="bf16"),
+    # One 16-bit scale for 128 weights; the head and KV in float8, arithmetic in 16 bits.
+    "int4": Precision(linear_bytes=0.5 + 2 / 128, head_bytes=1, kv_bytes=1, products="bf16"),
 }
 """What a floor assumes of each precision; scales but int4's are left out, which makes the floor stricter."""
 

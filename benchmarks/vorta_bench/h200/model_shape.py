@@ -109,6 +109,20 @@ _ALL = (
         rope_theta=500000.0,
         max_model_len=8192,
     ),
+    # Two layers of the first, for comparing logits.
+    ModelShape(
+        name="llama-2-7b-part",
+        title="two layers of Llama-2-7B",
+        num_layers=2,
+        hidden_size=4096,
+        intermediate_size=11008,
+        vocab_size=32000,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        rope_theta=10000.0,
+        max_model_len=4096,
+    ),
     # For dry runs on a CPU.
     ModelShape(
         name="tiny",
@@ -116,7 +130,7 @@ _ALL = (
         num_layers=2,
         hidden_size=128,
         intermediate_size=256,
-        vocab_size=512,
+        vocab_size=4096,
         num_heads=4,
         num_kv_heads=2,
         head_dim=32,

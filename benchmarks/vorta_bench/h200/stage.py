@@ -30,6 +30,7 @@ class Settings:
         work: Folder of what may be thrown away: checkpoints, a server's data.
         models: Names in `model_shape.SHAPES`, the most important first.
         precisions: Names in `floor.PRECISIONS`.
+        is_fake: Whether the fake runner takes the place of Vorta's, so that a dry run is quick and needs no torch.
         until_s: When the stage must have ended, as `time.time`.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     models: tuple[str, ...]
     precisions: tuple[str, ...]
     until_s: float
+    is_fake: bool = False
 
     @property
     def is_dry(self) -> bool:

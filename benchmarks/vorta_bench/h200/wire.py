@@ -93,7 +93,7 @@ class _Loaded:
         stack = ExitStack()
         atexit.register(stack.close)
         streams = max(settings.choose(STREAMS, DRY_STREAMS))
-        arguments = serve_arguments(model, precision, settings.device, settings.work, streams)
+        arguments = serve_arguments(model, precision, settings.device, settings.work, streams, is_fake=settings.is_fake)
         try:
             server = stack.enter_context(serving(list(arguments)))
         except SystemExit as error:
@@ -176,7 +176,14 @@ def _wave(settings: Settings, loaded: _Loaded, streams: int) -> Figure:
 def _bare_wave(settings: Settings, model: str, precision: str, streams: int) -> Figure:
     """The wave by a plain loop over the runner: all prompts, then all steps. Nothing else shares the process."""
     prompt, output = settings.choose(LENGTHS, DRY_LENGTHS)[0]
-    runner = make_runner(model, precision, settings.device, num_slots=streams, max_model_len=prompt + output + 16)
+    runner = make_runner(
+        model,
+        precision,
+        settings.device,
+        num_slots=streams,
+        max_model_len=prompt + output + 16,
+        is_fake=settings.is_fake,
+    )
     rates, prefills_s = [], []
     for seed in range(_ROUNDS + 1):
         prompts = random_prompts(streams, prompt, SHAPES[model].vocab_size, seed)
