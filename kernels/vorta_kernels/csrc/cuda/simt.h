@@ -3,7 +3,8 @@
 //
 // A block's threads are coroutines that run until they meet a barrier or an operation of the whole warp. Each round
 // takes them in another order, so that a result that hangs on the order (a missing barrier) does not stay unseen.
-// Shared memory begins as NaN, and asynchronous copies are late: their bytes arrive when they are waited for, not before.
+// Shared memory begins as NaN. Asynchronous copies are mostly as late as they may be, their bytes there when they are
+// waited for, and now and then early; what nobody waits for arrives at the end of its thread.
 // Reads past an allocation are for a sanitizer on a GPU to find.
 #pragma once
 
@@ -96,6 +97,16 @@ inline uint32_t random() {
   return order_state;
 }
 
+// The current thread's groups of copies arrive, but for the newest `left`.
+inline void deliver(size_t left) {
+  auto& groups = current->copies;
+  while (groups.size() > left) {
+    for (const Copy& copy : groups.front())
+      copy.from ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+    groups.erase(groups.begin());
+  }
+}
+
 inline void pause(State state) {
   current->state = state;
   swapcontext(&current->context, &scheduler);
@@ -103,6 +114,7 @@ inline void pause(State state) {
 
 inline void enter() {
   body();
+  deliver(0);
   pause(State::kDone);
 }
 
@@ -166,6 +178,7 @@ inline void run_block(int count) {
       if (thread.state != State::kReady) continue;
       current = &thread;
       threadIdx = dim3(thread.index);
+      if (thread.copies.size() > 1 && random() % 16 == 0) deliver(thread.copies.size() - 1);
       swapcontext(&scheduler, &thread.context);
     }
   } while (release());
@@ -249,12 +262,7 @@ inline void copy_async_commit() { simt::current->copies.emplace_back(); }
 // All groups but the newest `kLeft` have arrived.
 template <int kLeft>
 void copy_async_wait() {
-  auto& groups = simt::current->copies;
-  while (groups.size() - 1 > kLeft) {
-    for (const simt::Copy& copy : groups.front())
-      copy.from ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
-    groups.erase(groups.begin());
-  }
+  simt::deliver(kLeft + 1);  // The last one is open.
 }
 
 inline void wait_for_previous_kernel() {}
