@@ -363,6 +363,7 @@ class App:
                 data_dir=str(self._data_dir),
                 api_key=vector.api_key,
                 hot=tuple(name.strip() for name in vector.hot.split(",") if name.strip()),
+                device=vector.device,
                 search_threads=vector.search_threads,
                 build_threads=vector.build_threads,
                 cache_bytes=vector.cache_bytes,

@@ -171,12 +171,14 @@ class VectorSettings:
         backend: "faiss" (embedded, in the data folder), "weaviate://host[:port]" or "none".
         api_key: Weaviate's.
         hot: Collections of a Weaviate that FAISS serves from copies, separated by commas; "*" for all.
+        device: Where the embedded store compares: "cuda" needs a FAISS built for GPUs, "auto" takes one that is there.
         search_threads, build_threads, cache_bytes, max_payload_bytes: Of the embedded store.
     """
 
     backend: Annotated[str, StringConstraints(pattern=r"^(faiss|none|weaviates?://.+)$")] = "faiss"
     api_key: str = ""
     hot: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     search_threads: Annotated[int, Ge(0), Le(1024)] = 0
     build_threads: Annotated[int, Ge(0), Le(1024)] = 0
     cache_bytes: Annotated[int, Ge(0)] = 256 << 20

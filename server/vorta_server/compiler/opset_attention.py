@@ -44,8 +44,8 @@ def make_mask(graph: GraphBuilder, name: str, seen: str, element: np.dtype[Any],
 def attend(graph: GraphBuilder, name: str, layer: Attended, element: np.dtype[Any]) -> str:
     """Adds the attention: [B, heads, S, D].
 
-    The operator Attention in 16 bits, for which engines have fused kernels. TensorRT has none in fp32 and does not take
-    the operator apart either, so there it is products and a softmax.
+    The operator Attention in 16 bits, for which engines have fused kernels. TensorRT-RTX has none in fp32 and does not
+    take the operator apart either, so there it is products and a softmax.
     """
     if element != np.float32:
         inputs = [layer.query, layer.key, layer.value, layer.mask]

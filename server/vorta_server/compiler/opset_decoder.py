@@ -1,7 +1,7 @@
 """Decoders in ONNX's own operators, with linear KV: TensorScatter writes a step's keys and values behind each row's
 past, Attention reads the whole cache under a mask of who sees what.
 
-The mask covers length, causality and windows, since not every engine takes lengths of rows, and none takes windows.
+One mask covers lengths, causality and windows, of which the operator has no notion.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ fp16. A quantised weight is a constant behind DequantizeLinear, which TensorRT f
 quantisation) and ONNX Runtime into MatMulNBits.
 
 int4: symmetric in blocks along the input, codes -8 to 7, the smallest positive scale that clips nothing. (The cpu's
-scheme has scales of either sign, which TensorRT's quantisation does not allow.) int8: symmetric, one scale per output,
-absmax / 127: TensorRT knows blocks at 4 bits alone.
+scheme has scales of either sign; TensorRT's parser refuses those that are not positive.) int8: symmetric, one scale per
+output, absmax / 127, which is how TensorRT documents it.
 """
 
 from __future__ import annotations

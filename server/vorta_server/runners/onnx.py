@@ -31,6 +31,7 @@ from vorta_server.engine.runner import (
     StepBatch,
     StepResult,
 )
+from vorta_server.runners.checks import check_step
 from vorta_server.runners.kv_pool import KvPool
 from vorta_server.runners.session import kernel_library, open_session
 
@@ -139,7 +140,7 @@ class OnnxRunner:
         if self._is_closed:
             raise RuntimeError("the runner is closed")
         num_rows = len(batch.decode_token_ids)
-        self._check(batch, num_rows)
+        check_step(batch, num_slots=self._num_slots, max_model_len=self._max_model_len)
         self._reserve_logits(num_rows + sum(_num_logits(chunk) for chunk in batch.prefills))
         begin_s = time.perf_counter()
         prefill_logits: list[FloatArray | None] = []
@@ -180,26 +181,6 @@ class OnnxRunner:
         self._bindings.clear()
         self._sessions.clear()
         self._pool.close()
-
-    def _check(self, batch: StepBatch, num_rows: int) -> None:
-        """Refuses what would write outside the slots: the graphs do not look."""
-        if num_rows != len(batch.decode_lengths) or num_rows > self._num_slots:
-            raise ValueError(
-                f"a decode batch of {num_rows} rows, {len(batch.decode_lengths)} lengths, {self._num_slots} slots"
-            )
-        if num_rows:
-            lowest, highest = int(batch.decode_lengths.min()), int(batch.decode_lengths.max())
-            if lowest < 0 or highest >= self._max_model_len:
-                raise ValueError(f"decode lengths {lowest} to {highest}, slots of {self._max_model_len} tokens")
-        for chunk in batch.prefills:
-            if not 0 <= chunk.slot < self._num_slots:
-                raise ValueError(f"a chunk in slot {chunk.slot} of {self._num_slots}")
-            end = chunk.num_past + len(chunk.token_ids)
-            if chunk.num_past < 0 or len(chunk.token_ids) == 0 or end > self._max_model_len:
-                raise ValueError(
-                    f"a chunk of {len(chunk.token_ids)} tokens behind {chunk.num_past}, "
-                    f"slots of {self._max_model_len} tokens"
-                )
 
     def _graph_for(self, num_rows: int, deterministic: bool) -> int:
         graph = len(self._min_rows) - 1

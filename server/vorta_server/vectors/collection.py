@@ -15,6 +15,7 @@ import numpy as np
 from vorta_server.vectors.building import Build, wanted_build
 from vorta_server.vectors.checks import read_vectors
 from vorta_server.vectors.faiss_config import FaissConfig
+from vorta_server.vectors.gpu import Gpu
 from vorta_server.vectors.index import Matrix
 from vorta_server.vectors.operation import Collection, CollectionStats
 from vorta_server.vectors.payloads import PayloadReader, shown_type
@@ -58,9 +59,10 @@ class VectorCollection:
         build: What the builder does for it.
     """
 
-    def __init__(self, folder: Path, config: FaissConfig) -> None:
+    def __init__(self, folder: Path, config: FaissConfig, gpu: Gpu | None = None) -> None:
         self.folder = folder
         self.config = config
+        self._gpu = gpu
         self.store = ReadStore(self.database, config)
         try:
             meta = self.store.meta()
@@ -211,6 +213,7 @@ class VectorCollection:
             for source in build.sources:
                 made.kill(source.rows[~source.alive])
             self._saved_sequence = max(self._saved_sequence, build.sequence)
+            self._upload(made)
         self.segments[at : at + len(build.sources)] = [made] if made is not None else []
         self.views.drop_segments({source.uid for source in build.sources})
         return [self.folder / SEGMENTS / source.name for source in build.sources if source.name is not None]
@@ -282,6 +285,7 @@ class VectorCollection:
             if not segment.num_alive:
                 shutil.rmtree(self.folder / SEGMENTS / str(segment.name), ignore_errors=True)
                 continue
+            self._upload(segment)
             self.segments.append(segment)
             missing[np.searchsorted(living, segment.rows[here])] = False
         # Blocks never reach over a sealed segment, so that segments stay in the order of rows.
@@ -293,6 +297,11 @@ class VectorCollection:
         self.segments.sort(key=lambda segment: int(segment.rows[0]))
         if self.segments and self.segments[-1] is not self._growing:
             self._growing = None
+
+    def _upload(self, segment: Segment) -> None:
+        """Copies what no longer grows to the GPU, if there is one."""
+        if self._gpu is not None and not segment.num_dead:
+            segment.on_gpu = self._gpu.upload(segment.vectors, self.distance)
 
     def _read_rows(self, rows: Rows) -> None:
         for start in range(0, len(rows), 1024):

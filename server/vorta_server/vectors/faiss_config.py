@@ -29,6 +29,7 @@ class FaissConfig:
         max_group_writes: Writes of one transaction.
         cache_bytes: For filter masks and gathered rows, of each collection.
         database_cache_bytes: Page cache of each database connection.
+        device: "cpu", "cuda" for copies of vectors on a GPU, or "auto" for these where FAISS has one; see gpu.py.
         num_search_threads: For batches of queries; 0: as many as cores.
         num_build_threads: For building indexes; 0: half the cores.
         seal_rows: Unindexed rows from which an index is built of them.
@@ -60,6 +61,7 @@ class FaissConfig:
     max_group_writes: int = 64
     cache_bytes: int = 256 << 20
     database_cache_bytes: int = 32 << 20
+    device: str = "auto"
     num_search_threads: int = 0
     num_build_threads: int = 0
     seal_rows: int = 4_096

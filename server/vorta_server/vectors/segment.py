@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vorta_server.vectors.columns import Columns
+from vorta_server.vectors.gpu import GpuVectors
 from vorta_server.vectors.index import Found, Matrix, VectorIndex, scan, selector_of
 from vorta_server.vectors.store import Rows
 
@@ -77,6 +78,7 @@ class Segment:
         name: Of its folder, None where it is not saved.
         columns: Payload fields that were asked for.
         num_dead: Rows that are no more.
+        on_gpu: A copy of the vectors that all searches take while no row is dead; None for none.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Segment:
         self.name = name
         self.columns = Columns()
         self.num_dead = 0
+        self.on_gpu: GpuVectors | None = None
         self.num_rows = len(rows)
         self._distance = distance
         self._capacity = max(capacity, len(rows))
@@ -200,10 +203,16 @@ class Segment:
 
     def scan(self, queries: Matrix, k: int) -> Found:
         """Compares with all living rows."""
+        if self._is_whole_on_gpu(k):
+            assert self.on_gpu is not None
+            return self.on_gpu.search(queries, k)
         return scan(queries, self.vectors, k, self._distance, self._selector if self.num_dead else None)
 
     def search(self, queries: Matrix, k: int, *, ef: int, probes: int) -> Found:
         """The best living rows, by the index where there is one."""
-        if self.index is None:
+        if self.index is None or self._is_whole_on_gpu(k):
             return self.scan(queries, k)
         return self.index.search(queries, k, ef=ef, probes=probes, selector=self._selector if self.num_dead else None)
+
+    def _is_whole_on_gpu(self, k: int) -> bool:
+        return self.on_gpu is not None and not self.num_dead and k <= self.on_gpu.max_hits

@@ -15,6 +15,7 @@ class VectorConfig(msgspec.Struct, kw_only=True, frozen=True):
         data_dir: Folder of the embedded store, and of hot copies.
         api_key: Weaviate's.
         hot: Collections of a Weaviate that FAISS serves from copies; "*" for all, empty for none.
+        device: Of the embedded store: "auto", "cpu" or "cuda".
         search_threads, build_threads: Of the embedded store; 0 for its defaults.
         cache_bytes: Filter masks and gathered rows, of each collection.
         max_payload_bytes: Of a point's payload.
@@ -24,6 +25,7 @@ class VectorConfig(msgspec.Struct, kw_only=True, frozen=True):
     data_dir: str
     api_key: str = ""
     hot: tuple[str, ...] = ()
+    device: str = "auto"
     search_threads: int = 0
     build_threads: int = 0
     cache_bytes: int = 256 << 20

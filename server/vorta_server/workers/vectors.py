@@ -113,6 +113,7 @@ def _open_faiss(config: VectorConfig, folder: str, wake: Callable[[], None]) -> 
     return FaissBackend(
         Path(config.data_dir) / folder,
         FaissConfig(
+            device=config.device,
             num_search_threads=config.search_threads,
             num_build_threads=config.build_threads,
             cache_bytes=config.cache_bytes,

@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.compiler.case import CASES, random_tensors, write_checkpoint
 from vorta.cli import main
+from vorta_server.compiler import tensorrt_engine
 
 
 @pytest.fixture
@@ -53,3 +54,30 @@ def test_no_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "empty").mkdir()
     assert main(["compile", str(tmp_path / "empty"), str(tmp_path / "out"), "--json"]) == 1
     assert json.loads(capfd.readouterr().out)["error"]["reason"] == "CHECKPOINT_INVALID"
+
+
+class FakeBuilder:
+    """An `EngineBuilder` whose engines are a word."""
+
+    version = "fake 1"
+
+    def build(self, graph: bytes, file: Path, shapes: object) -> bytes:
+        return b"engine"
+
+
+def test_engines(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_engine, "find_tensorrt", FakeBuilder)
+    words = ["compile", str(checkpoint), str(tmp_path / "out"), "--target", "tensorrt", "--precision", "bf16"]
+    assert main([*words, "--engines", str(tmp_path / "engines"), "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert (result["precision"], result["target"], result["kernels"]) == ("bf16", "tensorrt", "portable")
+    assert len(result["engines"]) == 7  # one for prompts, six for batches of decode steps
+    assert all(Path(path).read_bytes() == b"engine" for path in result["engines"])
+
+
+def test_engines_for_the_cpu(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(checkpoint), str(tmp_path / "out"), "--engines", str(tmp_path / "engines")]) == 2
+    assert "--engines needs --target tensorrt" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
