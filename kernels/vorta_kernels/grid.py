@@ -8,6 +8,7 @@ Caches start as NaN and block tables point at a block of NaN where nothing may b
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ __all__ = [
     "Inputs",
     "Int4LinearCase",
     "PrefillCase",
+    "QuantiseCase",
     "RmsNormCase",
     "RopeKvCase",
     "SampleCase",
@@ -104,8 +106,11 @@ class Case:
 
 
 def run(case: Case, function: Callable[..., Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """Calls an implementation on a case's inputs. Returns its results and what it changed, by name, on the CPU."""
+    """Calls an implementation on a case's inputs, with the case's `splits` if it takes any. Returns its results and
+    what it changed, by name, on the CPU."""
     inputs = case.inputs(device)
+    if isinstance(case, DecodeCase) and "splits" in inspect.signature(function).parameters:
+        inputs.kwargs["splits"] = case.splits
     result = function(*inputs.args, **inputs.kwargs)
     if isinstance(result, SampleOutput):
         result = tuple(tensor for tensor in asdict(result).values() if tensor is not None)
@@ -184,6 +189,24 @@ class RmsNormCase(Case):
         weight = (1 + 0.1 * torch.randn(self.hidden_size, generator=generator)).to(self.dtype)
         args = (x.to(device), weight.to(device), 1e-6, residual.to(device) if self.has_residual else None)
         return Inputs(args, {}, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantiseCase(Case):
+    """`quantise_rows`."""
+
+    num_rows: int
+    width: int
+    dtype: torch.dtype = BF16
+
+    op = "quantise_rows"
+    outputs = ("values", "scale")
+
+    def inputs(self, device: torch.device) -> Inputs:
+        """Makes the call's arguments; the last row is 0."""
+        rows = torch.randn(self.num_rows, self.width, generator=_generator(self))
+        rows[-1:] = 0
+        return Inputs((rows.to(self.dtype).to(device),), {}, {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -543,6 +566,14 @@ SILU_MUL: tuple[Case, ...] = (
     ),
 )
 
+FP8_ROWS: tuple[Case, ...] = (
+    *(
+        QuantiseCase(num_rows=rows, width=width, dtype=dtype)
+        for rows, width, dtype in ((0, 64, BF16), (1, 48, F32), (3, 128, F16), (2, 1100, BF16))
+    ),
+    *(QuantiseCase(num_rows=rows, width=width, is_large=True) for rows in (1, 256, 4096) for width in (4096, 14336)),
+)
+
 ROPE_KV: tuple[Case, ...] = (
     RopeKvCase(num_tokens=0, num_heads=4, num_kv_heads=2, head_dim=64, rotary_dim=64),
     RopeKvCase(num_tokens=1, num_heads=4, num_kv_heads=4, head_dim=64, rotary_dim=64, dtype=F32, cache_dtype=F32),
@@ -758,6 +789,7 @@ LINEAR: tuple[Case, ...] = (
 )
 
 CASES: Mapping[str, tuple[Case, ...]] = {
+    "fp8": FP8_ROWS,
     "rms_norm": RMS_NORM,
     "silu_mul": SILU_MUL,
     "rope_kv": ROPE_KV,
@@ -769,10 +801,10 @@ CASES: Mapping[str, tuple[Case, ...]] = {
 """By the reference's stem."""
 
 AHEAD: Mapping[str, tuple[Case, ...]] = {
+    "fp8": (QuantiseCase(num_rows=2, width=4096), QuantiseCase(num_rows=2, width=14336)),
     "rms_norm": tuple(
         RmsNormCase(num_rows=2, hidden_size=hidden, is_fp8=is_fp8)
-        for hidden in (2048, 5120, 16384)
-        for is_fp8 in (False, True)
+        for hidden, is_fp8 in ((5120, False), (5120, True), (16384, True))
     ),
     "silu_mul": tuple(
         SiluMulCase(num_rows=2, width=width, is_fp8=is_fp8) for width in (11008, 28672) for is_fp8 in (False, True)
@@ -783,17 +815,7 @@ AHEAD: Mapping[str, tuple[Case, ...]] = {
         RopeKvCase(num_tokens=2, num_heads=24, num_kv_heads=8, head_dim=96, rotary_dim=72, has_norm=True),
     ),
     "paged_attention": tuple(
-        kind(
-            query_lens=(1,),
-            past_lens=(1023,),
-            num_heads=32,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            block_size=block_size,
-            cache_dtype=cache_dtype,
-            window=window,
-        )
-        for kind in (DecodeCase, PrefillCase)
+        case
         for kv_heads, head_dim, block_size, cache_dtype, window in (
             (8, 128, 64, BF16, 0),
             (32, 128, 64, BF16, 0),
@@ -803,6 +825,29 @@ AHEAD: Mapping[str, tuple[Case, ...]] = {
             (8, 96, 32, BF16, 0),
             (4, 64, 64, BF16, 0),
             (4, 64, 64, FP8, 0),
+        )
+        for case in (
+            DecodeCase(
+                query_lens=(1,),
+                past_lens=(1023,),
+                num_heads=32,
+                num_kv_heads=kv_heads,
+                head_dim=head_dim,
+                block_size=block_size,
+                cache_dtype=cache_dtype,
+                window=window,
+                splits=8 if kv_heads == 8 else 1,
+            ),
+            PrefillCase(
+                query_lens=(1,),
+                past_lens=(1023,),
+                num_heads=32,
+                num_kv_heads=kv_heads,
+                head_dim=head_dim,
+                block_size=block_size,
+                cache_dtype=cache_dtype,
+                window=window,
+            ),
         )
     ),
     "sample": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,7 @@ from vorta_kernels import cuda
 from vorta_kernels.kv_cache import KvLayer
 from vorta_kernels.reference import batch_pack as _batch_pack
 from vorta_kernels.reference import block_copy as _block_copy
+from vorta_kernels.reference import fp8 as _fp8
 from vorta_kernels.reference import linear as _linear
 from vorta_kernels.reference import paged_attention as _paged_attention
 from vorta_kernels.reference import rms_norm as _rms_norm
@@ -28,6 +29,9 @@ from vorta_kernels.reference.batch_pack import PackedBatch
 from vorta_kernels.reference.linear import Fp8Weight, Int4Weight
 from vorta_kernels.reference.sample import SampleOutput, SamplingColumns
 
+if TYPE_CHECKING:
+    from vorta_kernels.cuda_ops.int4_linear import ShuffledInt4Weight
+
 __all__ = [
     "batch_compact",
     "batch_pack",
@@ -37,17 +41,27 @@ __all__ = [
     "int4_linear",
     "paged_decode",
     "paged_prefill",
+    "plain_linear",
+    "quantise_rows",
     "rms_norm",
     "rms_norm_fp8",
     "rope_kv",
     "sample",
+    "scaled_mm",
+    "shuffle_int4",
     "silu_mul",
     "silu_mul_fp8",
     "verify",
 ]
 
 SKINNY_ROWS = 16
-"""Rows up to which products are bound by reading the weight, and the CUDA C++ kernels are made for them."""
+"""Rows up to which the CUDA C++ kernel for float8 reads its matrix once."""
+
+INT4_SKINNY_ROWS = 32
+"""The same for 4 bits."""
+
+PLAIN_SKINNY_ROWS = 4
+"""Rows up to which our own 16-bit product is taken instead of cuBLAS's, whose small products are as good."""
 
 
 @functools.cache
@@ -164,20 +178,67 @@ def verify(drafts: torch.Tensor, num_drafts: torch.Tensor, sampled: torch.Tensor
     return function(drafts, num_drafts, sampled)
 
 
+def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `reference.fp8.quantise_rows`."""
+    function = _triton("fp8", "quantise_rows") if rows.is_cuda else _fp8.quantise_rows
+    return function(rows)
+
+
+def plain_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [num_rows, num_inputs] times weight [num_outputs, num_inputs], plus bias: [num_rows, num_outputs], of one type.
+
+    For very few rows of 16 bits on a GPU our own kernel, which is made to read the matrix as fast as memory gives it;
+    torch's, which is cuBLAS's, for all others.
+    """
+    if x.is_cuda and len(x) <= PLAIN_SKINNY_ROWS and x.dtype != torch.float32:
+        function = _cuda("linear_bf16", "linear_bf16")
+        if function is not None:
+            product = function(x, weight)
+            return product if bias is None else product + bias
+    return torch.nn.functional.linear(x, weight, bias)
+
+
 def fp8_linear(x: torch.Tensor, x_scale: torch.Tensor, weight: Fp8Weight, dtype: torch.dtype) -> torch.Tensor:
-    """See `reference.linear.fp8_linear`."""
+    """See `reference.linear.fp8_linear`. On a GPU for few rows in CUDA C++, for more by cuBLAS, which scales rows from
+    compute capability 9.0 on, and by Triton where neither can."""
     if not x.is_cuda:
         return _linear.fp8_linear(x, x_scale, weight, dtype)
-    function = _cuda("linear", "fp8_linear") if len(x) <= SKINNY_ROWS else None
-    return (function or _triton("linear", "fp8_linear"))(x, x_scale, weight, dtype)
+    function = _cuda("fp8_linear", "fp8_linear") if len(x) <= SKINNY_ROWS and dtype != torch.float32 else None
+    if function is not None:
+        return function(x, x_scale, weight, dtype)
+    if _has_row_scales(x.device) and dtype == torch.bfloat16 and not (x.shape[1] % 16 or len(weight.values) % 16):
+        return scaled_mm(x, x_scale, weight, dtype)
+    return _triton("linear", "fp8_linear")(x, x_scale, weight, dtype)
 
 
-def int4_linear(x: torch.Tensor, weight: Int4Weight) -> torch.Tensor:
-    """See `reference.linear.int4_linear`."""
+def scaled_mm(x: torch.Tensor, x_scale: torch.Tensor, weight: Fp8Weight, dtype: torch.dtype) -> torch.Tensor:
+    """`fp8_linear` by torch's own product; inputs and outputs in multiples of 16, results in bfloat16."""
+    return torch._scaled_mm(x, weight.values.t(), scale_a=x_scale[:, None], scale_b=weight.scale[None], out_dtype=dtype)
+
+
+@functools.cache
+def _has_row_scales(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def int4_linear(x: torch.Tensor, weight: Int4Weight, shuffled: ShuffledInt4Weight | None = None) -> torch.Tensor:
+    """See `reference.linear.int4_linear`. `shuffled` is from `shuffle_int4`: with it few rows are multiplied by the
+    kernel in CUDA C++."""
     if not x.is_cuda:
         return _linear.int4_linear(x, weight)
-    function = _cuda("linear", "int4_linear") if len(x) <= SKINNY_ROWS and x.dtype != torch.float32 else None
-    return (function or _triton("linear", "int4_linear"))(x, weight)
+    if shuffled is not None and len(x) <= INT4_SKINNY_ROWS:
+        function = _cuda("int4_linear", "int4_linear")
+        if function is not None:
+            return function(x, shuffled)
+    return _triton("linear", "int4_linear")(x, weight)
+
+
+def shuffle_int4(weight: Int4Weight) -> ShuffledInt4Weight | None:
+    """The matrix in the order of the CUDA C++ kernel, beside its own; None where that kernel cannot be used."""
+    if not weight.packed.is_cuda or weight.scale.dtype == torch.float32:
+        return None
+    function = _cuda("int4_linear", "shuffle_int4")
+    return None if function is None else function(weight)
 
 
 def batch_pack(

@@ -29,7 +29,7 @@ __all__ = ["cells", "parts"]
 
 _CUDA_CHECK = "vorta_kernels.cuda_check"
 _STEMS = (
-    *("rms_norm", "silu_mul", "rope_kv", "paged_attention", "linear", "sample", "verify"),
+    *("fp8", "rms_norm", "silu_mul", "rope_kv", "paged_attention", "linear", "sample", "verify"),
     *("batch_pack", "block_copy"),
 )
 _NUM_DRY_CASES = 3

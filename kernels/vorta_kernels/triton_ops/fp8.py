@@ -1,4 +1,4 @@
-"""float8_e4m3fn inside kernels, as bytes.
+"""float8_e4m3fn inside kernels, as bytes, and rows quantised to it on their own.
 
 Tensors of float8 go in and out as uint8 views and are reinterpreted here, so that the same kernels run on the
 interpreter, on devices whose instructions convert float8 (compute capability 8.9 on: HARDWARE, one instruction for two
@@ -12,7 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["as_bytes", "from_e4m3", "has_fp8", "quantise", "to_e4m3"]
+from vorta_kernels.kv_cache import FP8
+from vorta_kernels.triton_ops.tuning import row_warps
+
+__all__ = ["as_bytes", "from_e4m3", "has_fp8", "quantise", "quantise_rows", "to_e4m3"]
 
 
 assumed_capability: tuple[int, int] | None = None
@@ -63,3 +66,34 @@ def quantise(values, largest, HARDWARE: tl.constexpr):
     scale = tl.maximum(largest / 448.0, 1e-12)
     scaled = tl.minimum(tl.maximum(values * (1.0 / scale), -448.0), 448.0)
     return to_e4m3(scaled, HARDWARE), scale
+
+
+@triton.jit
+def quantise_rows_kernel(rows, result, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, HARDWARE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    values = tl.load(rows + row * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
+    quantised, scale = quantise(values, tl.max(tl.abs(values), 0), HARDWARE)
+    tl.store(result + row * WIDTH + column, quantised, mask=inside)
+    tl.store(scales + row, scale)
+
+
+def quantise_rows(rows: torch.Tensor, *, num_warps: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `reference.fp8.quantise_rows`; One program a row, the row in registers, so that it is read once:
+    num_columns elements in, num_columns + 4 bytes out."""
+    width = rows.shape[-1]
+    rows = rows.contiguous()
+    result = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+    scales = torch.empty(rows.shape[:-1], dtype=torch.float32, device=rows.device)
+    block = triton.next_power_of_2(width)
+    quantise_rows_kernel[(scales.numel(),)](
+        rows,
+        result,
+        scales,
+        WIDTH=width,
+        BLOCK=block,
+        HARDWARE=has_fp8(rows.device),
+        num_warps=num_warps or row_warps(block),
+    )
+    return result.view(FP8), scales

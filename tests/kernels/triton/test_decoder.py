@@ -13,6 +13,7 @@ import torch
 
 from tests.server.compiler.case import CASES, VOCAB_SIZE, random_tensors, write_checkpoint
 from vorta_kernels import ops
+from vorta_kernels.triton_ops.linear import int4_linear
 from vorta_server.compiler.checkpoint import Checkpoint
 from vorta_server.compiler.config import ConfigReader
 from vorta_server.compiler.family import read_spec
@@ -30,7 +31,7 @@ KERNELS = {
     "paged_prefill": "paged_attention",
     "sample": "sample",
     "fp8_linear": "linear",
-    "int4_linear": "linear",
+    "quantise_rows": "fp8",
 }
 
 
@@ -45,9 +46,9 @@ def runner_of(folder: Path, precision: str, kv_dtype: str) -> CudaRunner:
     return CudaRunner(spec, weights, config)
 
 
-def steps(runner: CudaRunner) -> list[StepResult]:
-    """Two prompts, one in two chunks beside a decode row; then both decode, one greedy and one drawn, from the device's
-    own tokens."""
+def steps(runner: CudaRunner, *, feeds_itself: bool) -> list[StepResult]:
+    """A prompt, another one beside its decode row, then both decode, one greedy and one drawn; from the device's own
+    tokens, or, where rounding may decide between two of them, from given ones."""
     ids = np.random.default_rng(0).integers(1, VOCAB_SIZE, 80)
     first = StepBatch(
         prefills=[PrefillChunk(slot=0, token_ids=ids[:66], num_past=0, logits=LogitsWanted.LAST, is_last=True)],
@@ -60,13 +61,13 @@ def steps(runner: CudaRunner) -> list[StepResult]:
         prefills=[chunk],
         decode_token_ids=np.zeros(1, np.int64),
         decode_lengths=np.array([66]),
-        draws=draws(2, 1, sources=[0]),
+        draws=draws(2, 1, sources=[0] if feeds_itself else None),
     )
     third = StepBatch(
         prefills=[],
         decode_token_ids=np.zeros(2, np.int64),
         decode_lengths=np.array([67, 14]),
-        draws=draws(2, 2, sources=[0, 1]),
+        draws=draws(2, 2, sources=[0, 1] if feeds_itself else None),
     )
     return [runner.run(batch) for batch in (first, second, third)]
 
@@ -98,10 +99,11 @@ def test_a_decoder_is_the_references(
     config: dict[str, Any] = next(case.config for case in CASES if case.name == case_name)
     config = {**config, "num_hidden_layers": 1}
     folder = write_checkpoint(tmp_path / "checkpoint", config, random_tensors(config))
-    expected = steps(runner_of(folder, precision, kv_dtype))
+    expected = steps(runner_of(folder, precision, kv_dtype), feeds_itself=precision == "fp32")
     for name, stem in KERNELS.items():
         monkeypatch.setattr(ops, name, getattr(importlib.import_module(f"vorta_kernels.triton_ops.{stem}"), name))
-    got = steps(runner_of(folder, precision, kv_dtype))
+    monkeypatch.setattr(ops, "int4_linear", lambda x, weight, _shuffled: int4_linear(x, weight))
+    got = steps(runner_of(folder, precision, kv_dtype), feeds_itself=precision == "fp32")
     for one, other in zip(got, expected, strict=True):
         assert one.host_logits is not None
         assert other.host_logits is not None

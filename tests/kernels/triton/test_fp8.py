@@ -9,9 +9,9 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from vorta_kernels.triton_ops.fp8 import from_e4m3, quantise, to_e4m3
-
-pytestmark = pytest.mark.reference
+from vorta_kernels import grid
+from vorta_kernels.reference import fp8 as reference
+from vorta_kernels.triton_ops.fp8 import from_e4m3, quantise, quantise_rows, to_e4m3
 
 
 @InterpretedFunction
@@ -71,3 +71,9 @@ def test_extreme_rows_stay_finite(values: torch.Tensor) -> None:
     quantise_row[(1,)](values, result, scale, N=16, HARDWARE=False)
     back = result.view(torch.float8_e4m3fn).double() * scale.double()
     torch.testing.assert_close(back, values.double(), rtol=0.0625, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in grid.CASES["fp8"] if not case.is_large], ids=lambda case: case.id)
+def test_rows_are_quantised_as_the_reference_does(case: grid.Case) -> None:
+    expected = grid.run(case, reference.quantise_rows, torch.device("cpu"))
+    assert grid.mismatches(case, grid.run(case, quantise_rows, torch.device("cpu")), expected) == []

@@ -12,8 +12,6 @@ from vorta_kernels.reference import linear as reference
 from vorta_kernels.triton_ops import linear as triton_ops
 from vorta_kernels.triton_ops.tuning import Tiles
 
-pytestmark = pytest.mark.reference
-
 CPU = torch.device("cpu")
 SMALL = [case for case in grid.CASES["linear"] if not case.is_large]
 

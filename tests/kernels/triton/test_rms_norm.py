@@ -9,8 +9,6 @@ from vorta_kernels import grid
 from vorta_kernels.reference import rms_norm as reference
 from vorta_kernels.triton_ops import rms_norm as triton_ops
 
-pytestmark = pytest.mark.reference
-
 CPU = torch.device("cpu")
 
 

@@ -16,8 +16,6 @@ from vorta_kernels.reference import sample as reference
 from vorta_kernels.reference.sample import SamplingColumns
 from vorta_kernels.triton_ops import sample as triton_ops
 
-pytestmark = pytest.mark.reference
-
 CPU = torch.device("cpu")
 SMALL = [case for case in grid.CASES["sample"] if not case.is_large]
 

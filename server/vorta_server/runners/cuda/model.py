@@ -11,7 +11,6 @@ import torch
 from vorta_kernels import ops
 from vorta_kernels.kv_cache import KvCache
 from vorta_kernels.reference.batch_pack import PackedBatch
-from vorta_kernels.reference.fp8 import quantise_rows
 from vorta_server.compiler.rope import rope_tables
 from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.runners.cuda.step import DeviceStep
@@ -159,4 +158,4 @@ class DecoderModel:
 
 
 def _for(target: Linear, rows: torch.Tensor) -> Rows:
-    return quantise_rows(rows) if target.takes_fp8 else rows
+    return ops.quantise_rows(rows) if target.takes_fp8 else rows

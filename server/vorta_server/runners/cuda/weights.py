@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from vorta_kernels import ops
+from vorta_kernels.cuda_ops.int4_linear import ShuffledInt4Weight
 from vorta_kernels.reference.linear import Fp8Weight, Int4Weight, quantise_fp8, quantise_int4
 from vorta_server.compiler.checkpoint import Checkpoint, CheckpointError
 from vorta_server.compiler.spec import DecoderSpec
@@ -116,7 +117,7 @@ class _PlainLinear:
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         assert isinstance(rows, torch.Tensor)
-        return torch.nn.functional.linear(rows, self.weight, self.bias)
+        return ops.plain_linear(rows, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +135,13 @@ class _Fp8Linear:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Int4Linear:
     weight: Int4Weight
+    shuffled: ShuffledInt4Weight | None
     bias: torch.Tensor | None
     takes_fp8: bool = False
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         assert isinstance(rows, torch.Tensor)
-        return _biased(ops.int4_linear(rows, self.weight), self.bias)
+        return _biased(ops.int4_linear(rows, self.weight, self.shuffled), self.bias)
 
 
 def _biased(rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -252,7 +254,8 @@ class _Loader:
         if precision == "fp8":
             return _Fp8Linear(weight=quantise_fp8(weight), bias=bias, dtype=self._dtype)
         if precision == "int4":
-            return _Int4Linear(weight=self._int4(weight), bias=bias)
+            packed = self._int4(weight)
+            return _Int4Linear(weight=packed, shuffled=ops.shuffle_int4(packed), bias=bias)
         return _PlainLinear(weight=weight, bias=bias)
 
     def _int4(self, weight: torch.Tensor) -> Int4Weight:
