@@ -70,7 +70,7 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 
 # What alone may import it after all.
-ALLOWED: dict[str, set[str]] = {"torch": {"vorta_server.runners.cuda"}}
+ALLOWED: dict[str, set[str]] = {"torch": {"vorta_server.runners.cuda", "vorta_server.workers.cuda"}}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:

@@ -203,11 +203,12 @@ def fp8_linear(x: torch.Tensor, x_scale: torch.Tensor, weight: Fp8Weight, dtype:
     compute capability 9.0 on, and by Triton where neither can."""
     if not x.is_cuda:
         return _linear.fp8_linear(x, x_scale, weight, dtype)
-    function = _cuda("fp8_linear", "fp8_linear") if len(x) <= SKINNY_ROWS and dtype != torch.float32 else None
-    if function is not None:
-        return function(x, x_scale, weight, dtype)
-    if _has_row_scales(x.device) and dtype == torch.bfloat16 and not (x.shape[1] % 16 or len(weight.values) % 16):
-        return scaled_mm(x, x_scale, weight, dtype)
+    if x.shape[1] % 16 == 0 and dtype != torch.float32:  # as rows must lie at 16 bytes
+        function = _cuda("fp8_linear", "fp8_linear") if len(x) <= SKINNY_ROWS else None
+        if function is not None:
+            return function(x, x_scale, weight, dtype)
+        if dtype == torch.bfloat16 and len(weight.values) % 16 == 0 and _has_row_scales(x.device):
+            return scaled_mm(x, x_scale, weight, dtype)
     return _triton("linear", "fp8_linear")(x, x_scale, weight, dtype)
 
 

@@ -1,9 +1,10 @@
-"""A whole decoder over the Triton kernels: what the runner gives them fits, and its steps' logits and tokens are those
-of the references."""
+"""A whole decoder over the Triton kernels, and over those in CUDA C++: what the runner gives them fits, and its steps'
+logits and tokens are those of the references."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from tests.server.compiler.case import CASES, VOCAB_SIZE, random_tensors, write_checkpoint
-from vorta_kernels import ops
+from vorta_kernels import cpu, ops
+from vorta_kernels.cuda_ops import int4_linear as cuda_int4
 from vorta_kernels.triton_ops.linear import int4_linear
 from vorta_server.compiler.checkpoint import Checkpoint
 from vorta_server.compiler.config import ConfigReader
@@ -84,25 +86,55 @@ def draws(num_outputs: int, num_rows: int, *, sources: list[int] | None = None) 
     )
 
 
-@pytest.mark.parametrize(
-    ("case_name", "precision", "kv_dtype"),
-    [
-        ("llama-grouped-heads", "fp32", "auto"),
-        ("mistral-window-of-7", "bf16", "auto"),
-        ("qwen3-explicit-head", "fp8", "fp8"),
-        ("mistral-no-window-explicit-head", "int4", "fp8"),
-    ],
-)
-def test_a_decoder_is_the_references(
-    case_name: str, precision: str, kv_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config: dict[str, Any] = next(case.config for case in CASES if case.name == case_name)
-    config = {**config, "num_hidden_layers": 1}
-    folder = write_checkpoint(tmp_path / "checkpoint", config, random_tensors(config))
-    expected = steps(runner_of(folder, precision, kv_dtype), feeds_itself=precision == "fp32")
+CUDA_KERNELS = {
+    "batch_pack": "batch_pack",
+    "batch_compact": "batch_pack",
+    "block_copy": "block_copy",
+    "fp8_linear": "fp8_linear",
+}
+
+
+def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, stem in KERNELS.items():
         monkeypatch.setattr(ops, name, getattr(importlib.import_module(f"vorta_kernels.triton_ops.{stem}"), name))
     monkeypatch.setattr(ops, "int4_linear", lambda x, weight, _shuffled: int4_linear(x, weight))
+
+
+def use_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels in CUDA C++, emulated thread by thread."""
+    if cpu.compiler() is None:
+        pytest.skip("no C++ compiler is installed to build the emulation")
+    for name, stem in CUDA_KERNELS.items():
+        monkeypatch.setattr(ops, name, getattr(importlib.import_module(f"vorta_kernels.cuda_ops.{stem}"), name))
+    monkeypatch.setattr(ops, "shuffle_int4", cuda_int4.shuffle_int4)
+    monkeypatch.setattr(ops, "int4_linear", lambda x, _weight, shuffled: cuda_int4.int4_linear(x, shuffled))
+
+
+@pytest.mark.parametrize(
+    ("case_name", "precision", "kv_dtype", "use"),
+    [
+        ("llama-grouped-heads", "fp32", "auto", use_triton),
+        ("mistral-window-of-7", "bf16", "auto", use_triton),
+        ("qwen3-explicit-head", "fp8", "fp8", use_triton),
+        ("mistral-no-window-explicit-head", "int4", "fp8", use_triton),
+        ("llama-grouped-heads", "fp32", "auto", use_cuda),
+        ("qwen3-explicit-head", "fp8", "fp8", use_cuda),
+        ("mistral-no-window-explicit-head", "int4", "fp8", use_cuda),
+    ],
+)
+def test_a_decoder_is_the_references(
+    case_name: str,
+    precision: str,
+    kv_dtype: str,
+    use: Callable[[pytest.MonkeyPatch], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config: dict[str, Any] = next(case.config for case in CASES if case.name == case_name)
+    config = {**config, "num_hidden_layers": 1, "intermediate_size": 128}
+    folder = write_checkpoint(tmp_path / "checkpoint", config, random_tensors(config))
+    expected = steps(runner_of(folder, precision, kv_dtype), feeds_itself=precision == "fp32")
+    use(monkeypatch)
     got = steps(runner_of(folder, precision, kv_dtype), feeds_itself=precision == "fp32")
     for one, other in zip(got, expected, strict=True):
         assert one.host_logits is not None
