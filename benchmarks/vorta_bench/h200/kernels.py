@@ -69,7 +69,7 @@ def cells(settings: Settings, part: str) -> Iterable[Cell]:
             )
     for rows in settings.choose(_SKINNY, _DRY_SKINNY):
         for name in shape.matrices:
-            for kind in ("fp8", "int4"):
+            for kind in ("bf16", "fp8", "int4"):
                 add(
                     f"{kind}_linear {name} {rows}",
                     lambda a=(kind, name, rows): _linear(settings, shape, *a),  # type: ignore[misc]
@@ -253,28 +253,29 @@ def _linear(settings: Settings, shape: ModelShape, kind: str, name: str, rows: i
 
     from vorta_kernels.reference.linear import quantise_fp8, quantise_int4
 
-    op = _op(f"{kind}_linear")
+    op = _op("plain_linear" if kind == "bf16" else f"{kind}_linear")
     num_outputs, num_inputs = shape.matrices[name]
     group = settings.choose(_INT4_GROUP, _DRY_INT4_GROUP)
-    width = 1.0 if kind == "fp8" else 0.5 + 2 / group
+    width = {"bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 2 / group}[kind]
     weight_bytes = num_outputs * num_inputs * width
     row_bytes = num_inputs * (1 if kind == "fp8" else 2) + 2 * num_outputs
-    matrix = _randn(settings, num_outputs, num_inputs)
     calls: list[Callable[[], Any]] = []
     for _ in range(_copies(settings, weight_bytes)):
-        x = _randn(settings, rows, num_inputs)
-        if kind == "int4":
+        x, matrix = _randn(settings, rows, num_inputs), _randn(settings, num_outputs, num_inputs)
+        if kind == "bf16":
+            calls.append(lambda x=x, matrix=matrix: op(x, matrix))  # type: ignore[misc]
+        elif kind == "int4":
             packed = quantise_int4(matrix, group, torch.bfloat16)
-            calls.append(lambda x=x, packed=packed: op(x, packed))  # type: ignore[misc]
-            continue
-        quantised = quantise_fp8(matrix)
-        scale = torch.rand(rows, device=settings.device)
-        values = x.to(torch.float8_e4m3fn)
-        calls.append(
-            lambda values=values, scale=scale, quantised=quantised: op(  # type: ignore[misc]
-                values, scale, quantised, torch.bfloat16
+            shuffled = _op("shuffle_int4")(packed)
+            calls.append(lambda x=x, packed=packed, shuffled=shuffled: op(x, packed, shuffled))  # type: ignore[misc]
+        else:
+            quantised = quantise_fp8(matrix)
+            scale, values = torch.rand(rows, device=settings.device), x.to(torch.float8_e4m3fn)
+            calls.append(
+                lambda values=values, scale=scale, quantised=quantised: op(  # type: ignore[misc]
+                    values, scale, quantised, torch.bfloat16
+                )
             )
-        )
     return _Work(
         calls=calls,
         moved_bytes=weight_bytes + rows * row_bytes,
