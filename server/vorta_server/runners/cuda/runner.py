@@ -27,6 +27,7 @@ from vorta_server.engine.runner import (
 )
 from vorta_server.runners.checks import check_step
 from vorta_server.runners.cuda.blocks import BlockTables
+from vorta_server.runners.cuda.device import device_for
 from vorta_server.runners.cuda.executor import Executor, LaunchedStep
 from vorta_server.runners.cuda.model import DecoderModel
 from vorta_server.runners.cuda.step import NARROWEST, StepLayout, bucket_for, buckets_up_to, fill
@@ -112,6 +113,7 @@ class CudaRunner:
         )
         self._executor = Executor(
             DecoderModel(spec, decoder, self._cache, config.max_model_len),
+            device_for(self._device),
             self._device,
             max_words=largest.num_words,
             max_outputs=largest.num_outputs,
