@@ -4,6 +4,9 @@ It holds machine code for compute capability 8.0, 8.9 and 9.0 (and PTX for later
 needs a driver and nothing else. It is kept in the user's cache folder under a name that says what it was built from and
 with what. `python -m vorta_kernels.cuda` builds it and prints what each kernel takes of a GPU beside its limits.
 
+From compute capability 9.0 on a kernel starts while the one in front of it in the stream ends; VORTA_CUDA_OVERLAP=0 in
+the environment turns that off.
+
 The same sources also build for a CPU (`csrc/cuda/simt.h`), where every thread of a launch runs in turn: that is how the
 kernels are tested without a GPU.
 """

@@ -112,6 +112,12 @@ def _is_far(actual: torch.Tensor, exact: torch.Tensor) -> str | None:
     return None if worst <= 1 else f"error is {worst:.3g} times what is allowed"
 
 
+def _settle(device: torch.device) -> None:
+    """A product's matrix must be there before the kernel in front of it starts."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _pack_cases(device: torch.device, is_small: bool) -> Iterator[Case]:
     batches = {
         "empty": [],
@@ -210,6 +216,7 @@ def _fp8_cases(device: torch.device, is_small: bool) -> Iterator[Case]:
             x, x_scale = quantise_rows(torch.randn(num_rows, shape[1], device=device))
             weight = reference.quantise_fp8(torch.randn(*shape, device=device))
             exact = reference.fp8_linear(x, x_scale, weight, torch.float64)
+            _settle(device)
             return _is_far(fp8_linear(x, x_scale, weight, dtype), exact)
 
         yield f"{num_rows} x {shape}, {dtype}", check
@@ -222,6 +229,7 @@ def _linear_cases(device: torch.device, is_small: bool) -> Iterator[Case]:
         def check(shape: tuple[int, int] = shape, num_rows: int = num_rows, dtype: torch.dtype = dtype) -> str | None:
             x = torch.randn(num_rows, shape[1], device=device).to(dtype)
             weight = torch.randn(*shape, device=device).to(dtype)
+            _settle(device)
             return _is_far(linear_bf16(x, weight), x.double() @ weight.double().T)
 
         yield f"{num_rows} x {shape}, {dtype}", check
@@ -241,7 +249,9 @@ def _int4_cases(device: torch.device, is_small: bool) -> Iterator[Case]:
                 packed = torch.randint(-(1 << 31), 1 << 31, (shape[0], shape[1] // 8), device=device).int()
                 scale = torch.rand(shape[0], shape[1] // group, device=device).to(dtype)
                 weight = reference.Int4Weight(packed=packed, scale=scale, group=group)
-                return _is_far(int4_linear(x, shuffle_int4(weight)), reference.int4_linear(x.double(), weight))
+                shuffled = shuffle_int4(weight)
+                _settle(device)
+                return _is_far(int4_linear(x, shuffled), reference.int4_linear(x.double(), weight))
 
             yield f"{num_rows} x {shape}, group {group}, {dtype}", check
 
@@ -258,6 +268,7 @@ def _measure(device: torch.device) -> list[dict[str, object]]:
         quantised = [reference.quantise_fp8(dense[0]) for _ in range(-(-count // 2))]
         packed = shuffle_int4(reference.quantise_int4(dense[0], 128, torch.bfloat16))
         shuffled = [replace(packed, packed=packed.packed.clone()) for _ in range(count)]
+        _settle(device)
         for num_rows in (1, 2, 4, 8, 16, 32):
             x = torch.randn(num_rows, num_inputs, dtype=torch.bfloat16, device=device)
             x8, x_scale = quantise_rows(x)

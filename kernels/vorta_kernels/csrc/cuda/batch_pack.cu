@@ -1,5 +1,5 @@
-// K1, batch packing: query_lens [num_seqs] -> cu_query_lens, and of each token its position, slot and sequence, padded to
-// a bucket; and the gather of int32 rows that closes gaps in per-sequence state.
+// K1, batch packing: query_lens [num_seqs] -> cu_query_lens, and of each token its position, slot and sequence,
+// padded to a bucket; and the gather of int32 rows that closes gaps in per-sequence state.
 //
 // Packing: 12 bytes written a token, so the launch itself is the floor. One kernel without a wait between blocks: every
 // block scans the lengths for itself (4 bytes a sequence, from L2) into shared memory, then a thread a token finds its
@@ -105,7 +105,8 @@ cudaError_t launch_compact(const void* state, const int* rows, int num_rows, int
 }  // namespace vorta
 
 // Everything int32: query_lens and past_lens [num_seqs], block_table [num_seqs, max_blocks], cu_query_lens
-// [num_seqs + 1], the others [num_tokens_padded]. Tokens past num_tokens_padded are left out; cu_query_lens counts them.
+// [num_seqs + 1], the others [num_tokens_padded]. Tokens past num_tokens_padded are left out; cu_query_lens counts
+// them.
 VORTA_EXPORT int vorta_batch_pack(const int* query_lens, const int* past_lens, const int* block_table, int num_seqs,
                                   int max_blocks, int block_size, int num_tokens_padded, int* cu_query_lens,
                                   int* positions, int* slots, int* sequence, cudaStream_t stream) {
@@ -118,8 +119,8 @@ VORTA_EXPORT int vorta_batch_pack(const int* query_lens, const int* past_lens, c
                 positions, slots, sequence);
 }
 
-// state int32 [num_rows, width]; row i of result [num_results, width] is row rows[i] of it, or zeros where rows[i] is no
-// row. result is other memory than state.
+// state int32 [num_rows, width]; row i of result [num_results, width] is row rows[i] of it, or zeros where rows[i] is
+// no row. result is other memory than state.
 VORTA_EXPORT int vorta_batch_compact(const int* state, const int* rows, int num_rows, int num_results, int64_t width,
                                      int* result, cudaStream_t stream) {
   using namespace vorta;

@@ -77,8 +77,8 @@ bool is_valid(int num_tensors, int num_layers, int num_blocks, int num_pairs) {
 }  // namespace
 }  // namespace vorta
 
-// data[i] is tensor i, [num_layers, num_blocks, block_bytes[i]]; both arrays lie on the host. pairs int32 [num_pairs, 2]
-// lies on the device; a pair that names no block is left out.
+// data[i] is tensor i, [num_layers, num_blocks, block_bytes[i]]; both arrays lie on the host. pairs int32 [num_pairs,
+// 2] lies on the device; a pair that names no block is left out.
 VORTA_EXPORT int vorta_block_copy(void* const* data, const int64_t* block_bytes, int num_tensors, int num_layers,
                                   int num_blocks, const int* pairs, int num_pairs, cudaStream_t stream) {
   using namespace vorta;
@@ -97,8 +97,9 @@ VORTA_EXPORT int vorta_block_copy(void* const* data, const int64_t* block_bytes,
   return launch(block_copy_kernel, grid, kThreads, 0, stream, tensors, num_layers, num_blocks, pairs);
 }
 
-// Copies block pairs[i, 0] of `from` to block pairs[i, 1] of `to` in all layers, one of them pinned host memory: tensors
-// [num_layers, from_blocks or to_blocks, block_bytes[i]]. All arrays lie on the host, pairs too, and are free on return.
+// Copies block pairs[i, 0] of `from` to block pairs[i, 1] of `to` in all layers, one of them pinned host memory:
+// tensors [num_layers, from_blocks or to_blocks, block_bytes[i]]. All arrays lie on the host, pairs too, and are free
+// on return.
 VORTA_EXPORT int vorta_block_swap(const void* const* from, void* const* to, const int64_t* block_bytes, int num_tensors,
                                   int num_layers, int64_t from_blocks, int64_t to_blocks, const int* pairs,
                                   int num_pairs, int is_to_host, cudaStream_t stream) {

@@ -12,8 +12,8 @@
 
 namespace vorta {
 
-// float8_e4m3fn's exponent and mantissa in fp16's place are the number times 2^-8, subnormals too. NaN (0x7f) becomes 480,
-// which quantisation never makes. Of a register of four: the two low ones, and the two high ones.
+// float8_e4m3fn's exponent and mantissa in fp16's place are the number times 2^-8, subnormals too. NaN (0x7f) becomes
+// 480, which quantisation never makes. Of a register of four: the two low ones, and the two high ones.
 VORTA_BOTH uint32_t e4m3_low_bits(uint32_t codes) {
   const uint32_t spread = (codes & 0xff) << 8 | (codes & 0xff00) << 16;
   return (spread & 0x80008000u) | (spread & 0x7f007f00u) >> 1;
@@ -35,15 +35,23 @@ constexpr uint32_t kTwo256 = 0x5c005c00u;  // Two fp16 of 256, which makes up fo
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include <cstdlib>
 #include <cstring>
 
 namespace vorta {
 
 // --- The host's side ---
 
-// Launches on a stream and returns the launch's error. From compute capability 9.0 on the kernel may start before the one
-// in front of it in the stream has ended, and so must call wait_for_previous_kernel before it touches what another kernel
-// writes or reads.
+// Whether kernels may overlap as below: not where the environment has VORTA_CUDA_OVERLAP=0.
+inline bool may_overlap() {
+  static const char* const value = std::getenv("VORTA_CUDA_OVERLAP");
+  return value == nullptr || std::strcmp(value, "0") != 0;
+}
+
+// Launches on a stream and returns the launch's error. From compute capability 9.0 on the kernel may start before the
+// one in front of it in the stream has ended, and so must call wait_for_previous_kernel, in every thread, before it
+// touches what another kernel writes or reads. Only the weights of a product are read earlier: nothing writes them
+// while a model runs, and whoever makes them waits for the device.
 template <typename... P, typename... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, int block, size_t shared_bytes, cudaStream_t stream,
                    A... arguments) {
@@ -62,7 +70,7 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, int block, size_t shared_byt
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = major >= 9 ? 1 : 0;
+  config.numAttrs = major >= 9 && may_overlap() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
 }
 

@@ -1,6 +1,6 @@
-// K6a, float8 by float8 for a few rows: x float8_e4m3fn [m, k] with a scale a row, w float8_e4m3fn [n, k] with a scale a
-// row, y [m, n] of bf16 or fp16. `skinny_linear.h` has the design. The products are fp16 products of what float8 holds, on
-// every architecture: exact, and added in float32.
+// K6a, float8 by float8 for a few rows: x float8_e4m3fn [m, k] with a scale a row, w float8_e4m3fn [n, k] with a
+// scale a row, y [m, n] of bf16 or fp16. `skinny_linear.h` has the design. The products are fp16 products of what
+// float8 holds, on every architecture: exact, and added in float32.
 #include "skinny_linear.h"
 
 // k is a multiple of 16; x and w are aligned to 16 bytes. is_bf16 says the type of y.

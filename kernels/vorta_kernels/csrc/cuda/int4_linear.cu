@@ -1,18 +1,22 @@
-// K6b, 16 bits by 4 bits for up to 32 rows: y [m, n] = x [m, k] times w [n, k] transposed, all 16-bit numbers bf16 or all
-// fp16, w of 4 bits with a scale for each group of a row's elements. Sums in float32.
+// K6b, 16 bits by 4 bits for up to 32 rows: y [m, n] = x [m, k] times w [n, k] transposed, all 16-bit numbers bf16 or
+// all fp16, w of 4 bits with a scale for each group of a row's elements. Sums in float32.
 //
 // Floor: n * k / 2 bytes of w, and its scales (3 % at groups of 128). The design is that of `skinny_linear.h`: tensor
 // cores (w as A, x as B), asynchronous copies into a ring in shared memory, the sum in an order that suits the lanes.
 //
-// w is shuffled beforehand (`cuda_ops.int4_linear.shuffle_int4`) so that a lane's fragments of a tile of 16 outputs by 64
-// of k, four products, are 16 bytes in a row, and a warp's 512: a warp reads on through memory. Two such tiles a warp; one
-// step of a block is 8 KiB of w, and four steps are on their way while one is worked on.
-// x is the other half of the work: 4 m / outputs of w's bytes. So kOutputWarps warps share each step of x through the
-// ring (a barrier of these warps a step), 32 to 128 outputs a block, as many as leave no multiprocessor idle; the other
-// warps split k.
+// w is shuffled beforehand (`cuda_ops.int4_linear.shuffle_int4`) so that a lane's fragments of a tile of 16 outputs
+// by 64 of k, four products, are 16 bytes in a row, and a warp's 512: a warp reads on through memory. Two such tiles
+// a warp; one step of a block is 8 KiB of w, and four steps are on their way while one is worked on.
 //
-// From 4 bits to 16 by one and-or each pair: 128 + v in bf16, 1024 + v in fp16, minus 136 or 1032: v - 8, exactly. The
-// scale multiplies the sum of 32 products and not each element, hence loses nothing either.
+// x is the other half of the traffic from L2: 4 m / outputs of w's bytes. So kOutputWarps warps share each step of x
+// through the ring (a barrier of these warps a step), 32 to 128 outputs a block, as many as leave no multiprocessor
+// idle; the other warps split k. At 32 rows reading x from shared memory, once a warp, is what limits.
+//
+// With w this small the instructions count: the issue slots of a step at full bandwidth are about 200 a warp. Four bits
+// become a 16-bit number by one and-or each pair (`Magic`), which leaves them too large by 136, 1032 or 1152. At up
+// to 8 rows that is taken off the sum and not off each element: the sum starts at minus that number times x, by a
+// product of its own that both tiles share. The scale multiplies the sum of 32 elements. All of this is exact but for
+// the float32 of the sum.
 #include "device.h"
 
 namespace vorta {
@@ -35,6 +39,7 @@ VORTA_BOTH constexpr int input_vectors(int column_tiles, int output_warps) {
 VORTA_BOTH constexpr int ring_vectors(int column_tiles, int output_warps) {
   return kWeightVectors + kScaleVectors + input_vectors(column_tiles, output_warps);
 }
+// Of a column of sums: four more than its outputs, so that the lanes of a warp write to 32 banks.
 VORTA_BOTH constexpr int sums_pitch(int output_warps) { return kTiles * kTileOutputs * output_warps + 4; }
 
 constexpr size_t shared_bytes(int column_tiles, int output_warps) {
@@ -51,14 +56,14 @@ VORTA_BOTH int quotient(uint32_t number, uint32_t reciprocal) {
   return static_cast<int>((static_cast<uint64_t>(number) * reciprocal) >> 31);
 }
 
-// Or-ed into the exponent of a 16-bit number, four bits v become kBase + v, and four bits more to the left (where fp16 has
-// the room) kBase + 16 v. The elements of the fragment's upper rows are where they need no more, so that the scale of the
-// lower rows makes up for the 16.
+// Or-ed into the exponent of a 16-bit number, four bits v become kBase + v, and four bits more to the left (where
+// fp16 has the room) kBase + 16 v. The elements of the fragment's upper rows are where they need no more, so that the
+// scale of the lower rows makes up for the 16.
 template <typename T>
 struct Magic;
 template <>
 struct Magic<bf16> {
-  static constexpr uint32_t kBase = 0x43004300;                      // 128
+  static constexpr uint32_t kBase = 0x43004300;  // 128
   static constexpr uint32_t kUpper = 0x43084308, kLower = 0x43084308;  // 136: what stands for zero.
   static constexpr int kLowerShift = 4;
   static constexpr uint32_t kLowerMask = 0x000f000f;
@@ -66,7 +71,7 @@ struct Magic<bf16> {
 };
 template <>
 struct Magic<fp16> {
-  static constexpr uint32_t kBase = 0x64006400;                      // 1024
+  static constexpr uint32_t kBase = 0x64006400;  // 1024
   static constexpr uint32_t kUpper = 0x64086408, kLower = 0x64806480;  // 1032 and 1152
   static constexpr int kLowerShift = 0;
   static constexpr uint32_t kLowerMask = 0x00f000f0;
@@ -74,7 +79,8 @@ struct Magic<fp16> {
 };
 constexpr uint32_t kUpperMask = 0x000f000f, kSigns = 0x80008000;
 
-// The eight elements of a word as the fragment of A, too large by what stands for zero: element i of a[j] is nibble j + 4 i.
+// The eight elements of a word as the fragment of A, too large by what stands for zero: element i of a[j] is nibble j
+// + 4 i.
 template <typename T>
 __device__ __forceinline__ void unpack(uint32_t word, uint32_t (&a)[4]) {
   a[0] = and_or(word, kUpperMask, Magic<T>::kBase);
@@ -89,9 +95,9 @@ __device__ __forceinline__ void subtract_zero(uint32_t (&a)[4]) {
   for (int i = 0; i < 4; i++) a[i] = subtract_pairs<T>(a[i], i % 2 ? Magic<T>::kLower : Magic<T>::kUpper);
 }
 
-// Grid: x the tile of rows of x, y the tile of outputs. w [n / 16, k / 64, 32, 4] words and w_scale [n / 16, k / group, 16]
-// as shuffle_int4 leaves them, n and k rounded up. k is a multiple of 32 and of group; group_reciprocal is that of
-// group / 32.
+// Grid: x the tile of rows of x, y the tile of outputs. w [n / 16, k / 64, 32, 4] words and w_scale [n / 16, k /
+// group, 16] as shuffle_int4 leaves them, n and k rounded up. k is a multiple of 32 and of group; group_reciprocal is
+// that of group / 32.
 template <typename T, int kColumnTiles, int kOutputWarps>
 __global__ void __launch_bounds__(kThreads, kColumnTiles > 2 ? 1 : 2)
     int4_linear_kernel(const T* x, const uint4* w, const T* w_scale, int m, int n, int k, int groups,
@@ -136,8 +142,8 @@ __global__ void __launch_bounds__(kThreads, kColumnTiles > 2 ? 1 : 2)
     }
     weight_step += kDepthWarps;
     if (lane < kTiles * 4)
-      copy_async(scale_ring + slot * kVectors + lane, scale_from + quotient(scale_half, group_reciprocal) * kTileOutputs,
-                 scale_half < scale_end);
+      copy_async(scale_ring + slot * kVectors + lane,
+                 scale_from + quotient(scale_half, group_reciprocal) * kTileOutputs, scale_half < scale_end);
     scale_half += 2 * kDepthWarps;
   };
   // Of x, each of the warps that share it copies every kOutputWarps-th vector.
@@ -173,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, kColumnTiles > 2 ? 1 : 2)
     copy_async_commit();
   }
 
-  // Minus what stands for zero, as the fragment of A: times x it is where the sums begin. With more rows of x this costs
-  // more than to subtract it from w.
+  // Minus what stands for zero, as the fragment of A: times x it is where the sums begin. With more rows of x this
+  // costs more than to subtract it from w.
   constexpr bool kIsZeroSummed = kColumnTiles == 1;
   constexpr uint32_t kZeros[4] = {Magic<T>::kUpper ^ kSigns, Magic<T>::kLower ^ kSigns, Magic<T>::kUpper ^ kSigns,
                                   Magic<T>::kLower ^ kSigns};
@@ -291,8 +297,8 @@ cudaError_t int4_linear(const void* x, const void* w, const void* w_scale, int m
 }  // namespace
 }  // namespace vorta
 
-// x [m, k], y [m, n] and the scales are bf16 or fp16; all pointers are aligned to 16 bytes. More than 32 rows of x read w
-// again for every 32.
+// x [m, k], y [m, n] and the scales are bf16 or fp16; all pointers are aligned to 16 bytes. More than 32 rows of x
+// read w again for every 32.
 VORTA_EXPORT int vorta_int4_linear(const void* x, const void* w, const void* w_scale, int m, int n, int k, int group,
                                    int is_bf16, void* y, cudaStream_t stream) {
   using namespace vorta;

@@ -1,5 +1,5 @@
-// K6, 16 bits by 16 bits for a few rows: x [m, k], w [n, k] and y [m, n], all of bf16 or all of fp16. `skinny_linear.h` has
-// the design.
+// K6, 16 bits by 16 bits for a few rows: x [m, k], w [n, k] and y [m, n], all of bf16 or all of fp16.
+// `skinny_linear.h` has the design.
 #include "skinny_linear.h"
 
 // k is a multiple of 8; x and w are aligned to 16 bytes.

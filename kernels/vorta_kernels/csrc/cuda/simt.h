@@ -5,7 +5,7 @@
 // takes them in another order, so that a result that hangs on the order (a missing barrier) does not stay unseen.
 // Shared memory begins as NaN. Asynchronous copies are mostly as late as they may be, their bytes there when they are
 // waited for, and now and then early; what nobody waits for arrives at the end of its thread.
-// Reads past an allocation are for a sanitizer on a GPU to find.
+// An address sanitizer over this build sees accesses outside of what was allocated.
 #pragma once
 
 #include <ucontext.h>
@@ -186,7 +186,8 @@ inline void run_block(int count) {
     if (thread.state != State::kDone) stop("threads wait for what others do not reach");
 }
 
-// What every lane of the warp gave; all 32 lanes must take part. The result holds until the lane's next exchange but one.
+// What every lane of the warp gave; all 32 lanes must take part. The result holds until the lane's next exchange but
+// one.
 template <typename T>
 struct Exchanged {
   const Thread* warp;

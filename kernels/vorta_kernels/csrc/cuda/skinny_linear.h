@@ -1,21 +1,23 @@
 // y [m, n] = x [m, k] times w [n, k] transposed for a few rows of x, which is a read of w and little more: 8-bit or
 // 16-bit elements, sums in float32.
 //
-// Floor: the bytes of w. To come near it takes bytes in flight: latency times bandwidth, 23 to 32 KiB a multiprocessor on
-// an H200. Here a block of 8 warps has 24 KiB of w on the way (48 with two row tiles), and two to four blocks share a
-// multiprocessor.
+// Floor: the bytes of w. To come near it takes bytes in flight: latency times bandwidth, 23 to 32 KiB a
+// multiprocessor on an H200. Here a block of 8 warps has 24 KiB of w on the way (48 with two row tiles), and two to
+// four blocks share a multiprocessor.
 //
 // A block makes 16 * kRowTiles outputs of 8 * kColumnTiles rows of x. Its warps split k: units of 128 bytes of a row (a
-// line of L2), in turn, so that the block reads on along its rows and no warp is more than a unit behind. Products go to
-// the tensor cores (mma m16n8k16, w as A, x as B): a multiply-add a weight and row would not keep up from some 4 rows on.
+// line of L2), in turn, so that the block reads on along its rows and no warp is more than a unit behind. Products go
+// to the tensor cores (mma m16n8k16, w as A, x as B): a multiply-add a weight and row would not keep up from some 4
+// rows on.
 //
-// w and x reach a lane in the order in which they lie, so that nothing is shuffled: the sum is over k in any order, hence
-// product j of a step takes what lane t has in its own 16 bytes for the fragment's k = 2t, 2t + 1, 2t + 8, 2t + 9, of w
-// and x alike. They come by asynchronous 16-byte copies through a ring in shared memory, of which a lane reads what it
-// copied itself: no barrier in the loop, and no registers for what is on the way. w goes past L1, x through it. float8
-// becomes fp16 behind the ring, exactly.
+// w and x reach a lane in the order in which they lie, so that nothing is shuffled: the sum is over k in any order,
+// hence product j of a step takes what lane t has in its own 16 bytes for the fragment's k = 2t, 2t + 1, 2t + 8, 2t +
+// 9, of w and x alike. They come by asynchronous 16-byte copies through a ring in shared memory, of which a lane
+// reads what it copied itself: no barrier in the loop, and no registers for what is on the way. w goes past L1, x
+// through it. float8 becomes fp16 behind the ring, exactly.
 //
-// At the end the warps' sums meet in shared memory and are added in the order of the warps: a result is always the same.
+// At the end the warps' sums meet in shared memory and are added in the order of the warps: a result is always the
+// same.
 #pragma once
 
 #include "device.h"
@@ -64,7 +66,8 @@ struct Bits16 {
 struct Bf16 : Bits16<bf16> {};
 struct Fp16 : Bits16<fp16> {};
 
-__host__ __device__ constexpr int sums_pitch(int row_tiles) { return 16 * row_tiles + 4; }  // The lanes of a warp write to 32 banks.
+// Of a column of sums: four more than its outputs, so that the lanes of a warp write to 32 banks.
+VORTA_BOTH constexpr int sums_pitch(int row_tiles) { return 16 * row_tiles + 4; }
 
 constexpr size_t skinny_shared_bytes(int row_tiles, int column_tiles) {
   const size_t ring = static_cast<size_t>(kRing) * (2 * row_tiles + column_tiles) * kLinearThreads * sizeof(uint4);
@@ -72,8 +75,8 @@ constexpr size_t skinny_shared_bytes(int row_tiles, int column_tiles) {
   return ring > sums ? ring : sums;
 }
 
-// Grid: x the tile of rows of x (blocks that share w run side by side), y the tile of outputs. `row_bytes` of x and w is
-// a multiple of 16. The scales are null for none.
+// Grid: x the tile of rows of x (blocks that share w run side by side), y the tile of outputs. `row_bytes` of x and w
+// is a multiple of 16. The scales are null for none.
 template <typename Format, typename Output, int kRowTiles, int kColumnTiles>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     skinny_linear_kernel(const char* x, const float* x_scale, const char* w, const float* w_scale, int m, int n,
