@@ -154,7 +154,7 @@ bench: $(SETUP) ## Compare engines, embeddings and vector search with their peer
 .PHONY: h200
 h200: ## Build, check and measure on this host's GPU with PYTHON, then the page; STAGES="engine wire" LIMIT=400 ARGS=--resume
 	@status=0; tag=$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
-		PYTHONPATH=$(SOURCES):$(H200_PACKAGES)/$$tag $(PYTHON) -m vorta_bench.h200 $(STAGES) --out $(H200_OUT) \
+		PYTHONPATH=$(SOURCES):$(H200_PACKAGES)/$$tag$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m vorta_bench.h200 $(STAGES) --out $(H200_OUT) \
 		--limit-s $(LIMIT) $(if $(STAGES),,--rounds 3) $(ARGS) || status=$$?; \
 		test $$status = 2 || $(MAKE) report; exit $$status
 

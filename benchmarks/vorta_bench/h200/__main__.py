@@ -123,7 +123,7 @@ def _run_stage(stage: str, arguments: argparse.Namespace, settings: Settings, *,
     if resume:
         recording.forget_failures()
     device = DRY_RUN if settings.is_dry else _card_name()
-    recording.describe(device=device, command=" ".join(["python -m vorta_bench.h200", *sys.argv[1:]]))
+    recording.describe(device=device, command=_command_line(stage, arguments))
     until_s = time.time() + arguments.limit_s
     print(f"== {stage}, at most {arguments.limit_s:.0f} s ==", flush=True)
     log = settings.out / f"{stage}.log"
@@ -143,6 +143,16 @@ def _run_stage(stage: str, arguments: argparse.Namespace, settings: Settings, *,
         flush=True,
     )
     return recording
+
+
+def _command_line(stage: str, arguments: argparse.Namespace) -> str:
+    """What measures a stage again, without folders of this machine."""
+    parts = ["python -m vorta_bench.h200", stage, f"--device {arguments.device}", f"--limit-s {arguments.limit_s:g}"]
+    parts += [f"--only {text}" for text in arguments.only or ()]
+    parts += [f"--models {' '.join(arguments.models)}"] if arguments.models else []
+    parts += [f"--precisions {' '.join(arguments.precisions)}"]
+    parts += ["--reference"] if arguments.reference else []
+    return " ".join(parts)
 
 
 def _run_process(settings: Settings, stage: str, part: str, until_s: float, log: Path, recording: Recording) -> bool:

@@ -169,16 +169,15 @@ def _transformers(settings: Settings, model: str, cache: str = "") -> Generate:
     def generate(prompts: Any, num_tokens: int) -> None:
         ids = torch.as_tensor(prompts, device=settings.device)
         options: dict[str, Any] = {"cache_implementation": cache} if cache else {}
-        with torch.inference_mode():
-            made = network.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
-                do_sample=False,
-                pad_token_id=0,
-                **options,
-            )
+        made = network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            **options,
+        )
         if made.shape[1] != ids.shape[1] + num_tokens:
             raise RuntimeError(f"generate made {made.shape[1] - ids.shape[1]} tokens, not {num_tokens}")
         if settings.device == "cuda":

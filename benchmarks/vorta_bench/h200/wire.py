@@ -35,7 +35,7 @@ from vorta_bench.h200.workload import (
 from vorta_bench.load import percentile
 from vorta_bench.wire import Server, serving
 
-__all__ = ["cells", "key", "parts", "summarise_requests"]
+__all__ = ["cells", "key", "most_streams_key", "parts", "summarise_requests"]
 
 _SOAK_S, _DRY_SOAK_S = 120.0, 1.0
 _ROUNDS = 3
@@ -44,6 +44,11 @@ _ROUNDS = 3
 def key(model: str, precision: str, prompt: int, output: int, streams: int) -> str:
     """The key of a figure of a number of streams."""
     return f"{model}/{precision}/{prompt}+{output} x{streams}"
+
+
+def most_streams_key(model: str, precision: str) -> str:
+    """The key of the most streams that each get 150 tokens/s."""
+    return f"{model}/{precision}/most streams"
 
 
 def parts(settings: Settings) -> Sequence[str]:
@@ -74,6 +79,9 @@ def cells(settings: Settings, part: str) -> Iterable[Cell]:
                     settings.choose(45, 5),
                 )
             )
+    found.append(
+        Cell(most_streams_key(model, precision), lambda: _most_streams(settings, loaded()), settings.choose(90, 5))
+    )
     if part == parts(settings)[0]:
         found.append(
             Cell(f"{model}/{precision}/soak", lambda: _soak(settings, loaded(), wave), settings.choose(150, 5))
@@ -149,6 +157,34 @@ def _steady(settings: Settings, loaded: _Loaded, prompt: int, output: int, strea
         **figure,
         "tokens_per_joule": energy.per_joule(total),
         "energy_source": energy.source,
+    }
+
+
+def _most_streams(settings: Settings, loaded: _Loaded) -> Figure:
+    """The most streams whose median time between tokens is at most 1/150 s, by halving: more streams are never quicker.
+
+    None hold it where `streams` is 0; more may hold it where it is the most that were tried.
+    """
+    prompt, output = settings.choose(LENGTHS, DRY_LENGTHS)[0]
+    duration_s, step = settings.choose((6.0, 8), (0.3, 1))
+    most = max(settings.choose(STREAMS, DRY_STREAMS))
+    tried: dict[int, float] = {}
+    low, high = 0, most // step + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        requests = loaded.clients.run(
+            streams=middle * step, prompt_tokens=prompt, max_tokens=output, duration_s=duration_s
+        )
+        figure = summarise_requests(requests, duration_s / 4, duration_s)
+        tried[middle * step] = figure["tpot_p50_s"] or 0.0
+        low, high = (middle, high) if tried[middle * step] <= BETWEEN_TOKENS_S else (low, middle)
+    return {
+        "streams": low * step,
+        "most_tried": most,
+        "prompt_tokens": prompt,
+        "output_tokens_each": output,
+        "tpot_p50_s": tried.get(low * step),
+        "tried": {str(streams): tried[streams] for streams in sorted(tried)},
     }
 
 

@@ -106,6 +106,6 @@ def test_every_stage_on_a_cpu_and_the_page(tmp_path: Path) -> None:
         assert not document["failures"], stage
         assert document["figures"] or document["skipped"]
     wire = read(tmp_path, "wire")["figures"]
-    assert {"tiny/fp8/single", "tiny/fp8/wire wave x3", "tiny/fp8/bare wave x3", "tiny/fp8/soak"} <= wire.keys()
+    assert {"tiny/fp8/single", "tiny/fp8/wire wave x3", "tiny/fp8/bare wave x3", "tiny/fp8/most streams"} <= wire.keys()
     assert report([str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     assert "End to end over gRPC" in (tmp_path / "page.html").read_text()
