@@ -54,7 +54,7 @@ def test_providers_that_are_not_there(providers: str, tmp_path: Path) -> None:
     config = msgspec.structs.replace(CONFIG, providers=providers, cache_dir=str(tmp_path))
     with pytest.raises(FailedPrecondition, match="has no provider") as caught:
         build_generation(config)
-    assert (caught.value.field, caught.value.reason) == ("providers", "PROVIDER_MISSING")
+    assert (caught.value.field, caught.value.reason) == ("providers", "DEVICE_MISSING")
     assert list(tmp_path.iterdir()) == []  # nothing was compiled for it
 
 

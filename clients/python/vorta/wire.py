@@ -87,6 +87,8 @@ _CODES = {
             "SNAPSHOT_INVALID",
             "STORE_CORRUPT",
             "STORE_LOCKED",
+            "DEVICE_MISSING",
+            "TARGET_MISMATCH",
         ),
         grpc.StatusCode.RESOURCE_EXHAUSTED: ("MESSAGE_TOO_LARGE", "QUEUE_FULL", "SLOW_READER", "DISK_FULL"),
         grpc.StatusCode.UNAVAILABLE: ("MODEL_NOT_READY", "DRAINING", "WORKER_DIED", _CONNECTION_FAILED),

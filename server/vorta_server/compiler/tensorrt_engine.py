@@ -85,7 +85,7 @@ class TensorRtBuilder:
 def find_tensorrt() -> TensorRtBuilder:
     """A builder over the first package of TensorRT that can be imported.
 
-    Raises FailedPrecondition (TENSORRT_MISSING) with what each one says.
+    Raises FailedPrecondition (DEVICE_MISSING) with what each one says.
     """
     reasons = []
     for name in _MODULES:
@@ -95,7 +95,7 @@ def find_tensorrt() -> TensorRtBuilder:
             reasons.append(f"{name}: {error}")
     raise FailedPrecondition(
         f"TensorRT is not installed ({'; '.join(reasons)}); requirements-tensorrt.txt says what can be",
-        reason="TENSORRT_MISSING",
+        reason="DEVICE_MISSING",
         field="engines",
     )
 

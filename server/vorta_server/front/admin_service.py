@@ -21,7 +21,7 @@ from vorta_server.registry.registry import ModelRegistry
 __all__ = ["AdminService", "ModelLoader", "ServerFacts"]
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
-_PRECISIONS = ("fp32", "int8", "int4")
+_PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 _MAX_GRACE_S = 3600.0
 
 _KINDS = {

@@ -100,7 +100,7 @@ def parse_providers(text: str) -> tuple[str, ...]:
 def choose_providers(names: Sequence[str]) -> tuple[str, ...]:
     """The names, when ONNX Runtime has all of them.
 
-    Raises FailedPrecondition naming `providers` (PROVIDER_MISSING) for one that the installed ONNX Runtime lacks.
+    Raises FailedPrecondition naming `providers` (DEVICE_MISSING) for one that the installed ONNX Runtime lacks.
     """
     import onnxruntime as ort  # here, so that names can be read without it
 
@@ -110,7 +110,7 @@ def choose_providers(names: Sequence[str]) -> tuple[str, ...]:
             raise _error(
                 f"ONNX Runtime {ort.__version__} has no provider {name} ({_NAMES[name]}); it has "
                 f"{', '.join(available)}. {name} comes with {_PACKAGES[name]}",
-                "PROVIDER_MISSING",
+                "DEVICE_MISSING",
             )
     return tuple(names)
 
@@ -118,14 +118,14 @@ def choose_providers(names: Sequence[str]) -> tuple[str, ...]:
 def check_started(session: ort.InferenceSession, names: Sequence[str]) -> None:
     """Refuses a session whose provider did not start: ONNX Runtime goes on without it and says so in its log alone.
 
-    Raises FailedPrecondition naming `providers` (PROVIDER_MISSING).
+    Raises FailedPrecondition naming `providers` (DEVICE_MISSING).
     """
     started = session.get_providers()
     for name in names:
         if _NAMES[name] not in started:
             raise _error(
                 f"ONNX Runtime's provider {name} did not start; a library or a device that it needs is missing",
-                "PROVIDER_MISSING",
+                "DEVICE_MISSING",
             )
 
 

@@ -130,7 +130,7 @@ def test_tensorrt_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(FailedPrecondition, match=r"tensorrt_rtx: no tensorrt_rtx.*requirements-tensorrt.txt") as caught:
         find_tensorrt()
-    assert caught.value.reason == "TENSORRT_MISSING"
+    assert caught.value.reason == "DEVICE_MISSING"
 
 
 def test_no_gpu_here_means_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_what_onnx_runtime_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_providers(("cpu",)) == ("cpu",)
     with pytest.raises(FailedPrecondition, match=r"no provider cuda \(CUDA.*comes with onnxruntime-gpu") as caught:
         choose_providers(("cuda", "cpu"))
-    assert (caught.value.field, caught.value.reason) == ("providers", "PROVIDER_MISSING")
+    assert (caught.value.field, caught.value.reason) == ("providers", "DEVICE_MISSING")
     monkeypatch.setattr(ort, "get_available_providers", lambda: GPU)
     assert choose_providers(("tensorrt", "cuda", "cpu")) == ("tensorrt", "cuda", "cpu")
 

@@ -26,7 +26,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
     load = actions.add_parser("load", help="load a model and wait until it serves")
     load.add_argument("--source", metavar="PATH|ID", help="on the server; default: the model's id")
-    load.add_argument("--precision", choices=("fp32", "int8", "int4"), help="default: the server's")
+    precisions = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+    load.add_argument("--precision", choices=precisions, help="default: the server's")
     load.add_argument("--max-model-len", type=int, metavar="N", help="context length in tokens")
     load.set_defaults(run=run_load)
 

@@ -107,7 +107,8 @@ class CudaDevice:
 
     def stream(self) -> contextlib.AbstractContextManager[Any]:
         """The stream for the work."""
-        return torch.cuda.stream(self._stream)
+        context: contextlib.AbstractContextManager[Any] = torch.cuda.stream(self._stream)
+        return context
 
     def mark(self) -> Any:
         """A timed event."""

@@ -1,5 +1,5 @@
-"""Where steps run: decode steps as CUDA graphs, others as they come. A step costs the host one transfer and, as a graph,
-one launch."""
+"""Where steps run: decode steps as CUDA graphs, others as they come. A step costs the host one transfer and, as a
+graph, one launch."""
 
 from __future__ import annotations
 
@@ -92,9 +92,8 @@ class Executor:
         with self._device.stream():
             start = self._device.mark()
             self._words[: layout.num_words].copy_(words, non_blocking=True)
-            output = (
-                self._compute(layout, place) if layout.num_prefills or not self._use_graphs else self._replay(layout)
-            )
+            is_graph = self._use_graphs and not layout.num_prefills
+            output = self._replay(layout) if is_graph else self._compute(layout, place)
             wanted = torch.from_numpy(on_host).to(output.logits.device)
             # Copies of what a graph's next run overwrites.
             leaving = [output.token_ids.clone(), output.logits[wanted], output.logits[layout.num_outputs :]]

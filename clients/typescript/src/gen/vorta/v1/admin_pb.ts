@@ -59,7 +59,7 @@ export type Model = Message<"vorta.v1.Model"> & {
   architecture: string;
 
   /**
-   * Weight precision: fp32, int8 or int4.
+   * Weight precision: fp32, int8 or int4; on a GPU also fp16, bf16 or fp8.
    *
    * @generated from field: string precision = 6;
    */
@@ -178,7 +178,7 @@ export type ModelJson = {
   architecture?: string;
 
   /**
-   * Weight precision: fp32, int8 or int4.
+   * Weight precision: fp32, int8 or int4; on a GPU also fp16, bf16 or fp8.
    *
    * @generated from field: string precision = 6;
    */
@@ -503,7 +503,7 @@ export type LoadModelRequest = Message<"vorta.v1.LoadModelRequest"> & {
   source: string;
 
   /**
-   * fp32, int8 or int4. Empty: the server's default precision.
+   * fp32, int8 or int4; on a GPU also fp16, bf16 or fp8. Empty: the server's default precision.
    *
    * @generated from field: string precision = 3;
    */
@@ -539,7 +539,7 @@ export type LoadModelRequestJson = {
   source?: string;
 
   /**
-   * fp32, int8 or int4. Empty: the server's default precision.
+   * fp32, int8 or int4; on a GPU also fp16, bf16 or fp8. Empty: the server's default precision.
    *
    * @generated from field: string precision = 3;
    */
