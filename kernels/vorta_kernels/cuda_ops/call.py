@@ -41,8 +41,9 @@ def call(function: str, device: torch.device, *arguments: object) -> None:
     passed = [_argument(argument) for argument in arguments]
     if device.type == "cuda":
         with torch.cuda.device(device):
-            stream = torch.cuda.current_stream(device).cuda_stream
-            error = getattr(library, function)(*passed, ctypes.c_void_p(stream))
+            stream = torch.cuda.current_stream(device)
+            error = library.vorta_set_device(stream.device_index)
+            error = error or getattr(library, function)(*passed, ctypes.c_void_p(stream.cuda_stream))
     else:
         error = getattr(library, function)(*passed, ctypes.c_void_p(None))
     if error:

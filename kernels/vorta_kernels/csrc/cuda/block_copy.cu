@@ -128,5 +128,3 @@ VORTA_EXPORT int vorta_block_swap(const void* const* from, void* const* to, cons
   }
   return cudaSuccess;
 }
-
-VORTA_EXPORT const char* vorta_error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
