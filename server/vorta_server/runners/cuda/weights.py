@@ -198,7 +198,11 @@ def load_decoder(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not available on a GPU; available: {', '.join(PRECISIONS)}")
-    return _Loader(spec, source, precision, device, group).load(progress)
+    decoder = _Loader(spec, source, precision, device, group).load(progress)
+    if device.type == "cuda":
+        # Products begin to read their weights while the kernel in front of them ends.
+        torch.cuda.synchronize(device)
+    return decoder
 
 
 class _Loader:
