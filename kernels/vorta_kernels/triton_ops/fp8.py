@@ -15,18 +15,23 @@ import triton.language as tl
 from vorta_kernels.kv_cache import FP8
 from vorta_kernels.triton_ops.tuning import row_warps
 
-__all__ = ["as_bytes", "from_e4m3", "has_fp8", "quantise", "quantise_rows", "to_e4m3"]
+__all__ = ["as_bytes", "capability", "from_e4m3", "has_fp8", "quantise", "quantise_rows", "to_e4m3"]
 
 
 assumed_capability: tuple[int, int] | None = None
 """What `ahead` compiles for, on a host without such a device."""
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """The device's compute capability; 0.0 on the interpreter."""
+    if assumed_capability is not None:
+        return assumed_capability
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 def has_fp8(device: torch.device) -> bool:
     """Whether the device's instructions convert float8_e4m3fn."""
-    if assumed_capability is not None:
-        return assumed_capability >= (8, 9)
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return capability(device) >= (8, 9)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 
 from vorta_kernels.kv_cache import FP8, KvLayer
-from vorta_kernels.triton_ops.fp8 import as_bytes, from_e4m3, has_fp8
-from vorta_kernels.triton_ops.tuning import DECODE, PREFILL, Launch
+from vorta_kernels.triton_ops.fp8 import as_bytes, capability, from_e4m3, has_fp8
+from vorta_kernels.triton_ops.tuning import DECODE, PREFILL, PREFILL_BEFORE_HOPPER, Launch
 
 __all__ = ["num_splits", "paged_decode", "paged_prefill"]
 
@@ -477,11 +477,12 @@ def paged_prefill(
     window: int = 0,
     launch: Launch | None = None,
 ) -> torch.Tensor:
-    """See `reference.paged_attention.paged_prefill`. `launch` is used instead of `tuning.PREFILL`'s."""
+    """See `reference.paged_attention.paged_prefill`. `launch` is used instead of that of `tuning`."""
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, dim, num_seqs = cache.num_kv_heads, triton.next_power_of_2(head_dim), len(seq_lens)
     group = num_heads // num_kv_heads
-    launch = launch or PREFILL[max(dim, 64), cache.key.element_size()]
+    table = PREFILL if capability(query.device) >= (9, 0) else PREFILL_BEFORE_HOPPER
+    launch = launch or table[max(dim, 64), cache.key.element_size()]
     group_p = triton.next_power_of_2(group)
     block_m = max(launch.block_m, group_p)
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)

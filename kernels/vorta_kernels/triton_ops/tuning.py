@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DECODE", "FP8_LINEAR", "INT4_LINEAR", "PREFILL", "Launch", "Tiles", "row_warps"]
+__all__ = ["DECODE", "FP8_LINEAR", "INT4_LINEAR", "PREFILL", "PREFILL_BEFORE_HOPPER", "Launch", "Tiles", "row_warps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +39,13 @@ class Tiles:
 
 DECODE = {
     # By (padded head_dim, bytes of an element of the cache). Tiles in flight hide latency. The address of a tile is
-    # itself loaded (from the block table), which takes a stage, and so does the product: with 4 stages two tiles of K
-    # and of V are in shared memory, 64 KiB at 64 x 128 x 2 bytes, and three programs fit a multiprocessor of Hopper.
+    # itself loaded (from the block table), so Triton puts (stages - 2) / 2, rounded up, tiles of K and of V on their
+    # way: with 5 stages two of each, 64 KiB at 64 x 128 x 2 bytes, and three programs fit a multiprocessor of Hopper.
     (64, 1): Launch(block_m=16, block_n=64, num_warps=4, num_stages=5),
-    (64, 2): Launch(block_m=16, block_n=64, num_warps=4, num_stages=4),
+    (64, 2): Launch(block_m=16, block_n=64, num_warps=4, num_stages=5),
     (64, 4): Launch(block_m=16, block_n=32, num_warps=4, num_stages=3),
     (128, 1): Launch(block_m=16, block_n=64, num_warps=4, num_stages=5),
-    (128, 2): Launch(block_m=16, block_n=64, num_warps=4, num_stages=4),
+    (128, 2): Launch(block_m=16, block_n=64, num_warps=4, num_stages=5),
     (128, 4): Launch(block_m=16, block_n=32, num_warps=4, num_stages=2),
 }
 
@@ -57,6 +57,12 @@ PREFILL = {
     (128, 1): Launch(block_m=128, block_n=64, num_warps=8, num_stages=3),
     (128, 2): Launch(block_m=128, block_n=64, num_warps=8, num_stages=3),
     (128, 4): Launch(block_m=64, block_n=32, num_warps=8, num_stages=2),
+}
+
+PREFILL_BEFORE_HOPPER = PREFILL | {
+    # Below compute capability 9.0 products take their operands from registers, and 64 tokens at once spill.
+    (128, 1): Launch(block_m=128, block_n=32, num_warps=8, num_stages=3),
+    (128, 2): Launch(block_m=128, block_n=32, num_warps=8, num_stages=3),
 }
 
 INT4_LINEAR = (

@@ -12,9 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from vorta_kernels import grid
 from vorta_kernels.reference import paged_attention as reference
 from vorta_kernels.triton_ops import paged_attention as triton_ops
-from vorta_kernels.triton_ops.tuning import DECODE, PREFILL, Launch
-
-pytestmark = pytest.mark.reference
+from vorta_kernels.triton_ops.tuning import DECODE, PREFILL, PREFILL_BEFORE_HOPPER, Launch
 
 CPU = torch.device("cpu")
 SMALL = [case for case in grid.CASES["paged_attention"] if not case.is_large]
@@ -32,7 +30,7 @@ def test_agrees_with_the_reference(case: grid.Case, launch: Launch) -> None:
     expected = grid.run(case, getattr(reference, case.op), CPU)
     function: Any = partial(getattr(triton_ops, case.op), launch=launch)
     if isinstance(case, grid.DecodeCase):
-        function = partial(function, splits=case.splits, min_tiles=1)
+        function = partial(function, min_tiles=1)
     assert grid.mismatches(case, grid.run(case, function, CPU), expected) == []
 
 
@@ -43,7 +41,8 @@ def test_agrees_as_launched_by_default(case: grid.Case) -> None:
 
 
 def test_every_head_size_and_cache_type_has_launch_constants() -> None:
-    assert DECODE.keys() == PREFILL.keys() == {(dim, size) for dim in (64, 128) for size in (1, 2, 4)}
+    every = {(dim, size) for dim in (64, 128) for size in (1, 2, 4)}
+    assert DECODE.keys() == PREFILL.keys() == PREFILL_BEFORE_HOPPER.keys() == every
 
 
 @pytest.mark.parametrize(
@@ -63,9 +62,11 @@ def test_splits_behind_the_end_do_nothing(
 
     monkeypatch.setattr(triton_ops, "_attend", Counting(triton_ops._attend.fn))
     query_lens = (1,) if length else (0,)
-    case = grid.DecodeCase(query_lens=query_lens, past_lens=(max(length - 1, 0),), window=window, num_heads=1)
+    case = grid.DecodeCase(
+        query_lens=query_lens, past_lens=(max(length - 1, 0),), window=window, num_heads=1, splits=splits
+    )
     launch = Launch(block_m=16, block_n=64, num_warps=4, num_stages=2)
-    grid.run(case, partial(triton_ops.paged_decode, splits=splits, launch=launch, min_tiles=1), CPU)
+    grid.run(case, partial(triton_ops.paged_decode, launch=launch, min_tiles=1), CPU)
     assert len(programs) == busy
 
 
