@@ -65,7 +65,7 @@ class DecodeRows:
     def columns(self) -> DrawColumns:
         """The rows' sampling parameters, for a runner that samples."""
         if self._columns is None:
-            self._columns = DrawColumns(self.states)
+            self._columns = DrawColumns(self.sequences)
         return self._columns
 
     def accept(self, token_ids: NDArray[np.int64]) -> list[int]:

@@ -26,7 +26,7 @@ from vorta.errors import (
 )
 from vorta_server.engine.decode_rows import DecodeRows
 from vorta_server.engine.detokenizer import Detokenizer
-from vorta_server.engine.draws import DrawColumns
+from vorta_server.engine.draws import DrawColumns, assign_states
 from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.output import OutputBuilder, Vocabulary
 from vorta_server.engine.request import (
@@ -406,7 +406,8 @@ class Engine:
         if self._sampling_runner is None:
             result = _known(self._runner.run(plan.batch))
         else:
-            plan.batch.draws = rows.columns.draw(DrawColumns([entry.row for entry in ready]), plan.sources)
+            resets = assign_states(plan.decoding, ready)
+            plan.batch.draws = rows.columns.draw(DrawColumns(ready), plan.sources, resets)
             result = self._sampling_runner.launch(plan.batch)
         self._scheduler.advance(plan)
         return _Flight(plan=plan, rows=rows, ready=ready, result=result)

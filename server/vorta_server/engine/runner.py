@@ -10,7 +10,7 @@ of the step before it are still on their way to the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -21,9 +21,11 @@ __all__ = [
     "Draws",
     "LogitsWanted",
     "ModelRunner",
+    "Penalties",
     "PrefillChunk",
     "RunnerInfo",
     "SamplingRunner",
+    "StateReset",
     "StepBatch",
     "StepResult",
 ]
@@ -78,6 +80,49 @@ class PrefillChunk:
     is_last: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateReset:
+    """What a row of a `SamplingRunner`'s counts begins with.
+
+    Attributes:
+        state: The row.
+        prompt, generated: int64, the sequence's tokens so far.
+    """
+
+    state: int
+    prompt: IntArray
+    generated: IntArray
+
+
+@dataclass(slots=True, kw_only=True)
+class Penalties:
+    """What a step's outputs pay for tokens that their sequences had; entries of outputs without are off.
+
+    Attributes:
+        states: int32 [num_outputs], the row of the runner's counts that is the output's, -1 for none. The runner counts
+            the token that it chooses.
+        repetition, presence, frequency: float32 [num_outputs]; 1, 0 and 0 are off.
+        resets: Rows that begin with this step.
+    """
+
+    states: NDArray[np.int32]
+    repetition: FloatArray
+    presence: FloatArray
+    frequency: FloatArray
+    resets: list[StateReset]
+
+    @classmethod
+    def off(cls, num_outputs: int, resets: list[StateReset]) -> Penalties:
+        """No output pays."""
+        return cls(
+            states=np.full(num_outputs, -1, np.int32),
+            repetition=np.ones(num_outputs, np.float32),
+            presence=np.zeros(num_outputs, np.float32),
+            frequency=np.zeros(num_outputs, np.float32),
+            resets=resets,
+        )
+
+
 @dataclass(slots=True, kw_only=True)
 class Draws:
     """How a `SamplingRunner` chooses tokens; the columns have one entry for each output.
@@ -91,6 +136,9 @@ class Draws:
         on_host: int64 [num_on_host], ascending: the outputs whose logits the engine wants, as it chooses by itself.
         sources: int32 [num_rows]; the output of the step launched before this one whose token the decode row takes, -1
             where the batch's own `decode_token_ids` has it.
+        penalties: None where no output pays any.
+        biases: By output: ids and what is added to their logits.
+        banned: By output: ids that are impossible.
     """
 
     temperature: FloatArray
@@ -100,6 +148,9 @@ class Draws:
     uniforms: FloatArray
     on_host: IntArray
     sources: NDArray[np.int32]
+    penalties: Penalties | None = None
+    biases: dict[int, tuple[IntArray, FloatArray]] = field(default_factory=dict)
+    banned: dict[int, IntArray] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -38,6 +38,7 @@ class Sequence:
         num_prompt: Tokens of the prompt.
         num_computed: Tokens whose K and V are in the slot, or will be when the launched steps have run.
         num_pending: Tokens that launched steps will choose.
+        draw_state: The row of a sampling runner's counts that is the sequence's, where it pays penalties.
         output: Of which output of the last launched step its next token is, while one is pending.
         max_output: Most tokens to generate.
         row: The sampler's state.
@@ -61,6 +62,7 @@ class Sequence:
     num_computed: int = 0
     num_pending: int = 0
     output: int = -1
+    draw_state: int = -1
     num_preempted: int = 0
     num_told: int = 0
 

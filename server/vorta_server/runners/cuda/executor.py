@@ -124,12 +124,13 @@ class Executor:
         return graph()
 
     def _capture(self, layout: StepLayout) -> Callable[[], StepOutput]:
-        """Captures a layout's step. What runs before it is over writes K and V that the step itself writes again; the
-        tokens that it is fed from are put back."""
-        fed = self._last_token_ids.clone()
+        """Captures a layout's step. What runs meanwhile writes K and V that the step itself writes again; all else that
+        it changes is put back."""
+        changed = [self._last_token_ids, *self._model.accumulators(layout)]
+        kept = [tensor.clone() for tensor in changed]
         for _ in range(_WARM_UPS):
             self._compute(layout)
-            self._last_token_ids.copy_(fed)
         graph = self._device.capture(lambda: self._compute(layout))
-        self._last_token_ids.copy_(fed)
+        for tensor, content in zip(changed, kept, strict=True):
+            tensor.copy_(content)
         return graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from vorta_kernels.kv_cache import KvCache
 from vorta_kernels.reference.batch_pack import PackedBatch
 from vorta_server.compiler.rope import rope_tables
 from vorta_server.compiler.spec import DecoderSpec
-from vorta_server.runners.cuda.step import DeviceStep
+from vorta_server.runners.cuda.counts import TokenCounts
+from vorta_server.runners.cuda.step import DeviceStep, StepLayout
 from vorta_server.runners.cuda.weights import Decoder, DecoderLayer, Linear, Rows
 
 __all__ = ["DecoderModel", "StepOutput"]
@@ -47,25 +49,33 @@ class _Packed:
 
 
 class DecoderModel:
-    """A decoder over a paged cache. Stateless but for the cache; `forward` may be captured into a CUDA graph.
+    """A decoder over a paged cache; `forward` may be captured into a CUDA graph.
 
     Args:
-        cache: Written by `forward`.
+        cache: Written by `forward`, the same for the same step.
+        counts: Added to by `forward`.
         max_model_len: Positions of the rotary tables.
 
     Attributes:
         vocab_size: Columns of the logits.
     """
 
-    def __init__(self, spec: DecoderSpec, decoder: Decoder, cache: KvCache, max_model_len: int) -> None:
+    def __init__(
+        self, spec: DecoderSpec, decoder: Decoder, cache: KvCache, counts: TokenCounts, max_model_len: int
+    ) -> None:
         self.vocab_size = spec.vocab_size
         self._spec = spec
         self._decoder = decoder
+        self._counts = counts
         self._layers = [cache.layer(index) for index in range(spec.num_layers)]
         cos, sin = rope_tables(spec.rope, max_model_len)
         tables = torch.from_numpy(np.stack([cos, sin], axis=1))
         self._cos_sin = tables.to(decoder.embedding.device).contiguous()
         self._scale = 1 / math.sqrt(spec.head_dim)
+
+    def accumulators(self, layout: StepLayout) -> list[torch.Tensor]:
+        """What a step of this layout adds to, so that running it twice is not running it once."""
+        return [self._counts.tensors[0]] if layout.has_penalties else []
 
     def forward(self, step: DeviceStep, last_token_ids: torch.Tensor) -> StepOutput:
         """Computes a step.
@@ -101,7 +111,11 @@ class DecoderModel:
         wanted = step.output_rows
         rows, _ = self._norm(delta[wanted], decoder.norm, None if residual is None else residual[wanted], decoder.head)
         logits = decoder.head(rows).float()
-        chosen = ops.sample(logits[: layout.num_outputs], step.columns)
+        columns = step.columns
+        if layout.has_penalties:
+            counts, seen = self._counts.tensors
+            columns = dataclasses.replace(columns, counts=counts, seen=seen)
+        chosen = ops.sample(logits[: layout.num_outputs], columns)
         return StepOutput(logits=logits, token_ids=chosen.token_ids)
 
     def _attention(self, index: int, layer: DecoderLayer, rows: Rows, step: DeviceStep, batch: _Packed) -> torch.Tensor:

@@ -20,6 +20,7 @@ from vorta_server.engine.runner import (
     FloatArray,
     IntArray,
     LogitsWanted,
+    Penalties,
     PrefillChunk,
     RunnerInfo,
     StepBatch,
@@ -27,6 +28,7 @@ from vorta_server.engine.runner import (
 )
 from vorta_server.runners.checks import check_step
 from vorta_server.runners.cuda.blocks import BlockTables
+from vorta_server.runners.cuda.counts import TokenCounts
 from vorta_server.runners.cuda.device import device_for
 from vorta_server.runners.cuda.executor import Executor, LaunchedStep
 from vorta_server.runners.cuda.model import DecoderModel
@@ -101,6 +103,7 @@ class CudaRunner:
             dtype=dtype,
             device=self._device,
         )
+        self._counts = TokenCounts(config.num_slots, spec.vocab_size, self._device)
         self._widest = self._tables.table.shape[1]
         max_rows = bucket_for(config.num_slots)
         largest = StepLayout(
@@ -112,7 +115,7 @@ class CudaRunner:
             max_blocks=self._widest,
         )
         self._executor = Executor(
-            DecoderModel(spec, decoder, self._cache, config.max_model_len),
+            DecoderModel(spec, decoder, self._cache, self._counts, config.max_model_len),
             device_for(self._device),
             self._device,
             max_words=largest.num_words,
@@ -185,6 +188,9 @@ class CudaRunner:
             raise ValueError("the batch has no draws")
         self._check(batch)
         self._reserve(batch)
+        if draws.penalties is not None and draws.penalties.resets:
+            resets = draws.penalties.resets
+            self._executor.run(lambda: self._counts.reset(resets))
         num_rows = len(batch.decode_token_ids)
         sources = draws.sources
         if len(self._places):
@@ -318,6 +324,19 @@ def _slice(draws: Draws, start: int, stop: int) -> Draws:
         top_p=draws.top_p[part],
         min_p=draws.min_p[part],
         uniforms=draws.uniforms[part],
+        penalties=None if draws.penalties is None else _slice_penalties(draws.penalties, part),
+        biases={output - start: biases for output, biases in draws.biases.items() if start <= output < stop},
+        banned={output - start: ids for output, ids in draws.banned.items() if start <= output < stop},
+    )
+
+
+def _slice_penalties(penalties: Penalties, part: slice) -> Penalties:
+    return replace(
+        penalties,
+        states=penalties.states[part],
+        repetition=penalties.repetition[part],
+        presence=penalties.presence[part],
+        frequency=penalties.frequency[part],
     )
 
 

@@ -8,7 +8,7 @@ same place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from vorta_kernels.reference.sample import SamplingColumns
 from vorta_server.engine.runner import Draws, LogitsWanted, PrefillChunk, StepBatch
 from vorta_server.runners.cuda.blocks import PADDING_BLOCK, BlockTables
 
-__all__ = ["BUCKETS", "NARROWEST", "DeviceStep", "StepLayout", "bucket_for", "buckets_up_to", "fill"]
+__all__ = ["BUCKETS", "NARROWEST", "SPARE_STATE", "DeviceStep", "StepLayout", "bucket_for", "buckets_up_to", "fill"]
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Decode rows that graphs are captured for; above the last, multiples of it."""
@@ -28,10 +28,18 @@ NARROWEST = 8
 """Columns of the narrowest block table; others are twice as wide, each with graphs of its own, so that attention is
 divided by about the length that there is."""
 
+SPARE_STATE = 0
+"""The row of counts of outputs that pay no penalties; what is in it is never looked at."""
+
 _ALIGNMENT_WORDS = 4
 
 _COLUMNS = ("temperature", "top_k", "top_p", "min_p", "uniforms")
-_FLOAT_COLUMNS = ("temperature", "top_p", "min_p", "uniforms")
+_PENALTIES = ("state_rows", "repetition", "presence", "frequency")
+_BIASES = ("bias_ids", "bias_values")
+_BANNED = ("banned_ids",)
+_FLOATS = frozenset({"temperature", "top_p", "min_p", "uniforms", "repetition", "presence", "frequency", "bias_values"})
+_OFF: dict[str, float] = {"top_p": 1, "repetition": 1, "state_rows": SPARE_STATE, "bias_ids": -1, "banned_ids": -1}
+"""What columns have in padding, where it is not 0: nothing, and the largest logit wins."""
 
 
 def buckets_up_to(num_rows: int) -> list[int]:
@@ -59,6 +67,8 @@ class StepLayout:
         num_ends: Chunks that have an output.
         num_scored: Positions whose logits are wanted beside the outputs'.
         max_blocks: Columns of the block table.
+        has_penalties: Whether an output pays penalties.
+        num_biases, num_banned: Most of an output's biases and banned tokens, up to a power of two.
     """
 
     num_decodes: int
@@ -67,6 +77,9 @@ class StepLayout:
     num_ends: int = 0
     num_scored: int = 0
     max_blocks: int
+    has_penalties: bool = False
+    num_biases: int = 0
+    num_banned: int = 0
 
     @classmethod
     def of(cls, batch: StepBatch, num_decodes: int, block_size: int, widest: int) -> StepLayout:
@@ -82,7 +95,10 @@ class StepLayout:
             num_chunk_tokens=sum(len(chunk.token_ids) for chunk in chunks),
             num_ends=sum(chunk.is_last for chunk in chunks),
             num_scored=sum(len(chunk.token_ids) for chunk in chunks if chunk.logits is LogitsWanted.ALL),
-            max_blocks=min(max(NARROWEST, 1 << (needed - 1).bit_length()), widest),
+            max_blocks=min(max(NARROWEST, _power_of_two(needed)), widest),
+            has_penalties=batch.draws is not None and batch.draws.penalties is not None,
+            num_biases=0 if batch.draws is None else _most(len(ids) for ids, _ in batch.draws.biases.values()),
+            num_banned=0 if batch.draws is None else _most(len(ids) for ids in batch.draws.banned.values()),
         )
 
     @property
@@ -106,6 +122,9 @@ class StepLayout:
             ("past_lens", (num_seqs,)),
             ("block_table", (num_seqs, self.max_blocks)),
             *((name, (self.num_outputs,)) for name in _COLUMNS),
+            *((name, (self.num_outputs,)) for name in _PENALTIES if self.has_penalties),
+            *((name, (self.num_outputs, self.num_biases)) for name in _BIASES if self.num_biases),
+            *((name, (self.num_outputs, self.num_banned)) for name in _BANNED if self.num_banned),
         ]
 
     def places(self) -> list[tuple[str, tuple[int, ...], slice]]:
@@ -155,8 +174,9 @@ class DeviceStep:
         views: dict[str, torch.Tensor] = {}
         for name, shape, place in layout.places():
             view = buffer[place]
-            views[name] = (view.view(torch.float32) if name in _FLOAT_COLUMNS else view).view(shape)
-        columns = SamplingColumns(**{name: views.pop(name) for name in _COLUMNS})
+            views[name] = (view.view(torch.float32) if name in _FLOATS else view).view(shape)
+        names = [name for name in (*_COLUMNS, *_PENALTIES, *_BIASES, *_BANNED) if name in views]
+        columns = SamplingColumns(**{name: views.pop(name) for name in names})
         return cls(layout=layout, columns=columns, **views)
 
 
@@ -221,11 +241,35 @@ def _fill_chunks(
 
 
 def _fill_columns(draws: Draws | None, num_rows: int, layout: StepLayout, arrays: dict[str, NDArray[np.int32]]) -> None:
-    """Padding is greedy."""
-    for name in _COLUMNS:
-        column = arrays[name].view(np.float32) if name in _FLOAT_COLUMNS else arrays[name]
-        column[:] = 1 if name == "top_p" else 0
-        if draws is not None:
-            values = getattr(draws, name)
-            column[:num_rows] = values[:num_rows]
-            column[layout.num_decodes :] = values[num_rows:]
+    columns = {
+        name: array.view(np.float32) if name in _FLOATS else array
+        for name, array in arrays.items()
+        if name in _COLUMNS or name in _PENALTIES or name in _BIASES or name in _BANNED
+    }
+    for name, column in columns.items():
+        column[:] = _OFF.get(name, 0)
+    if draws is None:
+        return
+    values = {name: getattr(draws, name) for name in _COLUMNS}
+    if draws.penalties is not None:
+        values |= {name: getattr(draws.penalties, name) for name in _PENALTIES[1:]}
+        values["state_rows"] = draws.penalties.states + 1  # behind the spare one, which -1 becomes
+    for name, column in values.items():
+        columns[name][:num_rows] = column[:num_rows]
+        columns[name][layout.num_decodes :] = column[num_rows:]
+    padding = layout.num_decodes - num_rows
+    for output, (ids, biases) in draws.biases.items():
+        place = output if output < num_rows else output + padding
+        columns["bias_ids"][place, : len(ids)] = ids
+        columns["bias_values"][place, : len(ids)] = biases
+    for output, ids in draws.banned.items():
+        columns["banned_ids"][output if output < num_rows else output + padding, : len(ids)] = ids
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _most(counts: Iterable[int]) -> int:
+    largest = max(counts, default=0)
+    return _power_of_two(largest) if largest else 0

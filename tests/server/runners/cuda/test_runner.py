@@ -179,7 +179,7 @@ def test_seeds_give_the_tokens_that_the_onnx_runner_gives(
     ],
     ids=lambda sampling: next(iter(sampling)),
 )
-def test_what_the_host_decides_is_the_same_too(
+def test_penalties_biases_and_scores_are_the_same_too(
     sampling: dict[str, Any], checkpoint_of: Callable[[Case], Path], tmp_path: Path
 ) -> None:
     compile_checkpoint(checkpoint_of(GROUPED), tmp_path / "artifact", precision="fp32")
@@ -187,6 +187,37 @@ def test_what_the_host_decides_is_the_same_too(
     expected = conversation(engine_over(onnx), **sampling)
     onnx.close()
     assert conversation(engine_over(cuda_runner(checkpoint_of(GROUPED))), **sampling) == expected
+
+
+def test_requests_of_one_batch_have_their_own_parameters(checkpoint_of: Callable[[Case], Path], tmp_path: Path) -> None:
+    options: list[dict[str, Any]] = [
+        {"repetition_penalty": 1.5},
+        {},
+        {"presence_penalty": 1.5, "temperature": 0.7, "seed": 3},
+        {"logit_bias": {7: 2.5}, "frequency_penalty": 0.8},
+        {"min_tokens": 5, "ignore_eos": False},
+        {"logprobs": 1, "frequency_penalty": 1.2},
+        {"repetition_penalty": 1.2, "temperature": 1.1, "top_p": 0.9, "seed": 8},
+    ]
+
+    def outputs(runner: ModelRunner, capacity: int) -> list[list[int]]:
+        engine = engine_over(runner, capacity=capacity)
+        events = []
+        for number, option in enumerate(options):
+            prompt = tokens(9 + 7 * number, number).tolist()
+            sampling = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 14 + number, **option}
+            engine.submit(request(str(number), prompt, **sampling))
+            events += engine.step()
+        events += run(engine)
+        return [tokens_of(events, str(number)) for number in range(len(options))]
+
+    compile_checkpoint(checkpoint_of(GROUPED), tmp_path / "artifact", precision="fp32")
+    onnx = OnnxRunner(tmp_path / "artifact", num_slots=NUM_SLOTS, max_model_len=MAX_MODEL_LEN, threads=1)
+    expected = outputs(onnx, 9 * 128)
+    onnx.close()
+    assert outputs(cuda_runner(checkpoint_of(GROUPED)), 9 * 128) == expected
+    # With preemptions: what a sequence pays begins anew from its tokens.
+    assert outputs(cuda_runner(checkpoint_of(GROUPED), capacity=192), 192) == expected
 
 
 def test_little_memory_changes_no_token(checkpoint_of: Callable[[Case], Path]) -> None:
