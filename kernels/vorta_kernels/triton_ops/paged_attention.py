@@ -5,10 +5,12 @@ scales a head); queries, results and partial results are small beside it. Prefil
 
 What both do: heads that share K and V are rows of one product, so that K and V are read once for all of them. A tile of
 K and V is `block_n` tokens, in one block or several: the block table is read for the tile, offsets are int64 (a cache
-can pass 2^31 elements), and a head's tokens are contiguous in a block, so loads are 16 bytes wide and asynchronous.
-Scores are float32 in base 2 (the scale carries log2(e)), and so is the running softmax. Of a float8 cache the keys'
-scales multiply the scores and the values' scales the probabilities, so that K and V go from bytes straight into the
-product's type; probabilities are then bfloat16, whose range holds any scale. Tokens past the end are never read.
+can pass 2^31 elements), and a head's tokens are contiguous in a block, so loads are 16 bytes wide and asynchronous (but
+for V in float8: Triton loads what a product's second operand is converted from in its layout, 8 bytes wide in decode
+and 4 in prefill). Scores are float32 in base 2 (the scale carries log2(e)), and so is the running softmax. Of a float8
+cache the keys' scales multiply the scores and the values' scales the probabilities, so that K and V go from bytes
+straight into the product's type; probabilities are then bfloat16, whose range holds any scale. Tokens past the end are
+never read.
 
 Decode is a grid of (sequence, KV head, split). The number of splits is the caller's, fixed for a batch bucket, since a
 captured graph fixes the grid; what a split covers follows from the sequence's length on the device, at least
