@@ -1,7 +1,8 @@
 """Exact match of a checkpoint on the held-out tasks, through the engine that serves it, in each precision.
 
 `python -m vorta_bench.quality CHECKPOINT` compiles the checkpoint as the server would, runs the cases greedily in
-batches through `vorta_server.engine`, and prints one column a precision. No torch.
+batches through `vorta_server.engine`, and prints one column a precision. No torch, but with `--runner cuda`, which has
+precisions of its own; `--device cpu` computes with its kernels' references, which round as the kernels do.
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEFAULT_CHECKPOINT, help="default: vorta-mini")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8", "int4"])
+    parser.add_argument("--runner", choices=("onnx", "cuda"), default="onnx")
+    parser.add_argument("--device", default="cuda", help="of the cuda runner (default: cuda)")
+    parser.add_argument("--kv-dtype", choices=("auto", "fp8"), default="auto", help="of the cuda runner")
     parser.add_argument("--tasks", nargs="+", default=[*VERIFIABLE_TASKS])
     parser.add_argument("--num-cases", type=int, default=200, help="held-out cases a task (default %(default)s)")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print for each task")
@@ -89,6 +93,9 @@ def main() -> None:
                 model="quality",
                 source=str(arguments.checkpoint),
                 socket_path="",
+                runner=arguments.runner,
+                device=arguments.device,
+                kv_dtype=arguments.kv_dtype,
                 precision=precision,
                 cache_dir=folder,
             )

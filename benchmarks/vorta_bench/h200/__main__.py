@@ -30,7 +30,10 @@ from vorta_bench.h200.model_shape import SHAPES
 from vorta_bench.h200.recording import DRY_RUN, Recording
 from vorta_bench.h200.stage import NO_TIME, Settings, StageModule, run_cells
 
-STAGES = ("environment", "build", "parity", "sanitizer", "ceilings", "kernels", "engine", "baselines", "wire")
+STAGES = (
+    *("environment", "build", "parity", "sanitizer", "ceilings", "kernels"),
+    *("engine", "baselines", "wire", "providers"),
+)
 """In the order in which they run: later ones read the ceilings of earlier ones."""
 _COMMAND = (sys.executable, "-m", "vorta_bench.h200")
 """What starts a part's process; tests put another in its place."""

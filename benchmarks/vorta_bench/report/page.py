@@ -194,6 +194,12 @@ def _checks(results: Results) -> str:
     for name, figure in results.figures("sanitizer").items():
         said = "clean" if figure["ok"] else "found something" if figure["looked"] else "could not run here"
         rows.append(("sanitizer", escape(name), f"{said} ({figure['seconds']:.0f} s)"))
+    for name, figure in results.figures("providers").items():
+        if "least_cosine" in figure:
+            said = f"least cosine {figure['least_cosine']:.5f} against the CPU's provider"
+        else:
+            said = ", ".join(f"{value:.0f} tokens/s at {key.rsplit('_')[-1]}" for key, value in figure.items())
+        rows.append(("providers", escape(name), said))
     tree = results.figure("environment", "source tree")
     if tree is not None:
         size = f"{tree['bytes'] / 2**20:.1f} MiB of at most {tree['most_bytes'] / 2**20:.0f}"
