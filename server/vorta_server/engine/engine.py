@@ -497,7 +497,9 @@ class Engine:
         urgent: Sequenced[int] = rows.accept(sampled.token_ids)
         self._scheduler.set_next_tokens(sampled.token_ids)
         # A sequence may have ended when this step was on its way already.
-        is_whole = not any(sequence.state is SequenceState.FINISHED for sequence in rows.sequences)
+        is_whole = self._sampling_runner is None or not any(
+            sequence.state is SequenceState.FINISHED for sequence in rows.sequences
+        )
         if not is_whole:
             urgent = [row for row in range(num_rows) if rows.sequences[row].state is not SequenceState.FINISHED]
         elif not hold or sampled.bad_rows:

@@ -256,15 +256,18 @@ class Scheduler:
             decode_lengths=self._lengths[:rows],
             deterministic=self._deterministic or any(sequence.is_deterministic for sequence in prefilling),
         )
-        if not is_new:
-            # The rows are those of the last step, and so are the outputs that have their tokens.
-            self._sources[:rows] = np.arange(rows) if self._are_pending else -1
+        sources = self._sources[:rows]
+        if self.is_ahead:
+            if not is_new:
+                # The rows are those of the last step, and so are the outputs that have their tokens.
+                sources[:] = np.arange(rows) if self._are_pending else -1
+            sources = sources.copy()
         return SchedulerStep(
             batch=batch,
             decoding=self._decoding,
             prefilling=prefilling,
             is_new_composition=is_new,
-            sources=self._sources[:rows].copy(),
+            sources=sources,
         )
 
     def _retire(self) -> None:
