@@ -16,7 +16,15 @@ from vorta.wire import DETAILS_KEY, error_from_rpc, is_connection_failure
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import UpstreamCall
 
-__all__ = ["ChannelConfig", "ChannelUpstream", "NotSentError", "make_channel"]
+__all__ = [
+    "ChannelConfig",
+    "ChannelUpstream",
+    "NotSentError",
+    "make_channel",
+    "remaining_s",
+    "serialized",
+    "shown_metadata",
+]
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -88,17 +96,17 @@ class ChannelUpstream:
         multicallable = self._unary.get(path)
         if multicallable is None:
             multicallable = self._unary[path] = self._channel.unary_unary(path)
-        rpc = multicallable(_serialized(request), **_options(call))
+        rpc = multicallable(serialized(request), **_options(call))
         try:
             response: bytes = await rpc
         except grpc.aio.AioRpcError as error:
-            call.header = _metadata(error.initial_metadata())
+            call.header = shown_metadata(error.initial_metadata())
             raise self._failure(error) from None
         except asyncio.CancelledError:
             _raise_if_closed()
             raise
-        call.header = _metadata(await rpc.initial_metadata())
-        call.trailers = _metadata(await rpc.trailing_metadata())
+        call.header = shown_metadata(await rpc.initial_metadata())
+        call.trailers = shown_metadata(await rpc.trailing_metadata())
         return response
 
     async def stream(
@@ -112,12 +120,12 @@ class ChannelUpstream:
             make: Any = self._channel.stream_stream if call.method.is_client_streaming else self._channel.unary_stream
             multicallable = self._stream[path] = make(path)
         asked = _Requests(requests) if is_many else None
-        rpc = multicallable(aiter(asked) if asked is not None else _serialized(requests), **_options(call))
+        rpc = multicallable(aiter(asked) if asked is not None else serialized(requests), **_options(call))
         try:
-            call.header = _metadata(await rpc.initial_metadata())
+            call.header = shown_metadata(await rpc.initial_metadata())
             async for response in rpc:
                 yield response
-            call.trailers = _metadata(await rpc.trailing_metadata())
+            call.trailers = shown_metadata(await rpc.trailing_metadata())
             status = await rpc.code()
             if status is not grpc.StatusCode.OK:  # the requests broke off, and gRPC cancelled the call for it
                 if asked is not None and asked.error is not None:
@@ -142,12 +150,12 @@ class ChannelUpstream:
         details = next((value for key, value in trailers if key == DETAILS_KEY and isinstance(value, bytes)), b"")
         message = error.details() or ""
         if not is_connection_failure(error_from_rpc(error)):
-            return StatusError(error.code().value[0], message, details=details, trailers=_metadata(trailers))
+            return StatusError(error.code().value[0], message, details=details, trailers=shown_metadata(trailers))
         # A peer that answers with the same words (it may be a proxy) is one that the channel is connected to.
         if message.startswith(_NO_CONNECTION) and self._channel.get_state() is not grpc.ChannelConnectivity.READY:
             return NotSentError(_UNAVAILABLE, message)
         # A cut connection may show as UNKNOWN, INTERNAL or even CANCELLED, though nobody cancelled.
-        return StatusError(_UNAVAILABLE, message, trailers=_metadata(trailers))
+        return StatusError(_UNAVAILABLE, message, trailers=shown_metadata(trailers))
 
 
 class _Requests:
@@ -160,27 +168,34 @@ class _Requests:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for request in self._requests:
-                yield _serialized(request)
+                yield serialized(request)
         except Exception as error:
             self.error = error
             raise
 
 
-def _serialized(request: Any) -> bytes:
+def serialized(request: Any) -> bytes:
+    """A request's bytes, whether it is a message or they already."""
     return request if isinstance(request, bytes) else request.SerializeToString()
 
 
+def remaining_s(call: UpstreamCall) -> float | None:
+    """The seconds that a call has left, None for no end of them. Raises StatusError (DEADLINE_EXCEEDED) for none."""
+    if call.deadline_s is None:
+        return None
+    timeout_s = call.deadline_s - time.monotonic()
+    if timeout_s <= 0:
+        raise StatusError.of(DeadlineExceeded("the call's deadline had passed when it arrived"))
+    return timeout_s
+
+
 def _options(call: UpstreamCall) -> dict[str, Any]:
-    timeout_s = None
-    if call.deadline_s is not None:
-        timeout_s = call.deadline_s - time.monotonic()
-        if timeout_s <= 0:
-            raise StatusError.of(DeadlineExceeded("the call's deadline had passed when it arrived"))
     metadata = tuple((key, value) for key, value in call.metadata.items() if key != "user-agent")
-    return {"timeout": timeout_s, "metadata": metadata}
+    return {"timeout": remaining_s(call), "metadata": metadata}
 
 
-def _metadata(entries: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+def shown_metadata(entries: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    """Reply metadata without what belongs to the protocols."""
     return tuple(
         (key, value)
         for key, value in entries or ()

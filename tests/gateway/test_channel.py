@@ -1,4 +1,4 @@
-"""Calls over one channel, against real servers."""
+"""Calls over one channel, and over the connection beside it, against real servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from google.protobuf import wrappers_pb2
 
 from tests.gateway.balancer.replicas import ECHO, WAIT_S, Replica, call_of, text, until, value_of
 from vorta_gateway.channel import ChannelConfig, ChannelUpstream, NotSentError, make_channel
+from vorta_gateway.fast import FastUpstream
 from vorta_gateway.status import StatusError
+from vorta_gateway.upstream import Upstream
 
 
 @pytest.fixture
@@ -23,9 +25,19 @@ async def replica() -> AsyncIterator[Replica]:
     await replica.kill()
 
 
-@pytest.fixture
-async def upstream(replica: Replica) -> AsyncIterator[ChannelUpstream]:
-    upstream = ChannelUpstream(make_channel(replica.address))
+async def upstream_of(kind: str, replica: Replica, config: ChannelConfig | None = None) -> Upstream:
+    config = config or ChannelConfig()
+    channel = make_channel(replica.address, config)
+    if kind == "channel":
+        return ChannelUpstream(channel)
+    fast = FastUpstream(replica.address, channel, config)
+    assert await fast.connect()
+    return fast
+
+
+@pytest.fixture(params=["channel", "fast"])
+async def upstream(request: pytest.FixtureRequest, replica: Replica) -> AsyncIterator[Upstream]:
+    upstream = await upstream_of(request.param, replica)
     yield upstream
     await upstream.close()
 
@@ -35,7 +47,7 @@ async def asked(*values: str) -> AsyncIterator[bytes]:
         yield text(value)
 
 
-async def test_unary_passes_bytes_and_metadata_both_ways(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_unary_passes_bytes_and_metadata_both_ways(replica: Replica, upstream: Upstream) -> None:
     call = call_of(ECHO + "Get", timeout_s=WAIT_S, x_one="1", some_bin=b"\x00\x01")
     assert value_of(await upstream.unary(call, text("hi"))) == "a:hi"
     assert replica.calls[0][1].items() >= {"x-one": "1", "some-bin": b"\x00\x01"}.items()
@@ -43,11 +55,11 @@ async def test_unary_passes_bytes_and_metadata_both_ways(replica: Replica, upstr
     assert call.trailers == (("x-end", "a"),)
 
 
-async def test_messages_are_serialized(upstream: ChannelUpstream) -> None:
+async def test_messages_are_serialized(upstream: Upstream) -> None:
     assert value_of(await upstream.unary(call_of(ECHO + "Get"), wrappers_pb2.StringValue(value="hi"))) == "a:hi"
 
 
-async def test_every_kind_of_stream(upstream: ChannelUpstream) -> None:
+async def test_every_kind_of_stream(upstream: Upstream) -> None:
     call = call_of(ECHO + "List")
     assert [value_of(reply) async for reply in upstream.stream(call, text("x,y"))] == ["a:x", "a:y"]
     assert call.trailers == (("x-end", "a"),)
@@ -57,7 +69,7 @@ async def test_every_kind_of_stream(upstream: ChannelUpstream) -> None:
     assert [value_of(reply) async for reply in talked] == ["a:x", "a:y"]
 
 
-async def test_header_is_there_with_the_first_reply(upstream: ChannelUpstream) -> None:
+async def test_header_is_there_with_the_first_reply(upstream: Upstream) -> None:
     call = call_of(ECHO + "List")
     async with aclosing(upstream.stream(call, text("x,y"))) as replies:
         async for _ in replies:
@@ -66,9 +78,7 @@ async def test_header_is_there_with_the_first_reply(upstream: ChannelUpstream) -
 
 
 @pytest.mark.parametrize("name", ["Get", "List"])
-async def test_errors_keep_code_message_details_and_trailers(
-    replica: Replica, upstream: ChannelUpstream, name: str
-) -> None:
+async def test_errors_keep_code_message_details_and_trailers(replica: Replica, upstream: Upstream, name: str) -> None:
     trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", b"\x08\x05"), ("x-more", "1"))
     replica.fail_with = (grpc.StatusCode.NOT_FOUND, "nothing é", trailers)
     call = call_of(ECHO + name)
@@ -79,7 +89,7 @@ async def test_errors_keep_code_message_details_and_trailers(
     assert error.trailers == (("x-more", "1"),)
 
 
-async def test_a_refused_connection_was_certainly_not_sent(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_a_refused_connection_was_certainly_not_sent(replica: Replica, upstream: Upstream) -> None:
     await replica.kill()
     with pytest.raises(NotSentError) as raised:
         await upstream.unary(call_of(ECHO + "Put", timeout_s=WAIT_S), text("x"))
@@ -88,7 +98,7 @@ async def test_a_refused_connection_was_certainly_not_sent(replica: Replica, ups
         _ = [reply async for reply in upstream.stream(call_of(ECHO + "List", timeout_s=WAIT_S), text("x"))]
 
 
-async def test_a_peer_with_gRPCs_own_words_has_seen_the_call(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_a_peer_with_gRPCs_own_words_has_seen_the_call(replica: Replica, upstream: Upstream) -> None:
     replica.fail_with = (grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; behind me", ())
     with pytest.raises(StatusError) as raised:
         await upstream.unary(call_of(ECHO + "Put"), text("x"))
@@ -96,7 +106,7 @@ async def test_a_peer_with_gRPCs_own_words_has_seen_the_call(replica: Replica, u
     assert not isinstance(raised.value, NotSentError)
 
 
-async def test_a_cut_connection_is_unavailable(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_a_cut_connection_is_unavailable(replica: Replica, upstream: Upstream) -> None:
     replica.gate.clear()
     call = asyncio.create_task(upstream.unary(call_of(ECHO + "Get"), text("x")))
     await until(lambda: replica.num_open == 1)
@@ -107,7 +117,7 @@ async def test_a_cut_connection_is_unavailable(replica: Replica, upstream: Chann
     assert not isinstance(raised.value, NotSentError)
 
 
-async def test_the_deadline_ends_a_call(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_the_deadline_ends_a_call(replica: Replica, upstream: Upstream) -> None:
     replica.gate.clear()
     with pytest.raises(StatusError) as raised:
         await upstream.unary(call_of(ECHO + "Get", timeout_s=0.05), text("x"))
@@ -117,7 +127,7 @@ async def test_the_deadline_ends_a_call(replica: Replica, upstream: ChannelUpstr
     assert raised.value.code == 4
 
 
-async def test_cancelling_the_task_cancels_the_call(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_cancelling_the_task_cancels_the_call(replica: Replica, upstream: Upstream) -> None:
     replica.gate.clear()
     call = asyncio.create_task(upstream.unary(call_of(ECHO + "Get"), text("x")))
     await until(lambda: replica.num_open == 1)
@@ -127,7 +137,7 @@ async def test_cancelling_the_task_cancels_the_call(replica: Replica, upstream: 
     await until(lambda: replica.num_open == 0)
 
 
-async def test_closing_a_stream_cancels_the_call(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_closing_a_stream_cancels_the_call(replica: Replica, upstream: Upstream) -> None:
     replica.gate.clear()
     async with aclosing(upstream.stream(call_of(ECHO + "List"), text("x,y"))) as replies:
         assert value_of(await anext(replies)) == "a:x"
@@ -135,7 +145,7 @@ async def test_closing_a_stream_cancels_the_call(replica: Replica, upstream: Cha
     await until(lambda: replica.num_open == 0)
 
 
-async def test_what_goes_wrong_with_the_requests_is_raised(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_what_goes_wrong_with_the_requests_is_raised(replica: Replica, upstream: Upstream) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield text("x")
         raise StatusError(3, "malformed")
@@ -147,7 +157,7 @@ async def test_what_goes_wrong_with_the_requests_is_raised(replica: Replica, ups
     await until(lambda: replica.num_open == 0)
 
 
-async def test_closing_the_channel_ends_calls_with_unavailable(replica: Replica, upstream: ChannelUpstream) -> None:
+async def test_closing_the_channel_ends_calls_with_unavailable(replica: Replica, upstream: Upstream) -> None:
     replica.gate.clear()
     call = asyncio.create_task(upstream.unary(call_of(ECHO + "Get"), text("x")))
     await until(lambda: replica.num_open == 1)
@@ -157,11 +167,18 @@ async def test_closing_the_channel_ends_calls_with_unavailable(replica: Replica,
     assert raised.value.code == 14
 
 
-async def test_messages_are_bounded(replica: Replica) -> None:
-    upstream = ChannelUpstream(make_channel(replica.address, ChannelConfig(max_message_bytes=100)))
+@pytest.mark.parametrize("kind", ["channel", "fast"])
+@pytest.mark.parametrize("size", [96, 200], ids=["reply", "request"])
+async def test_messages_are_bounded(kind: str, size: int, replica: Replica) -> None:
+    upstream = await upstream_of(kind, replica, ChannelConfig(max_message_bytes=99))
     try:
-        with pytest.raises(StatusError) as raised:
-            await upstream.unary(call_of(ECHO + "Get"), text("x" * 200))
+        with pytest.raises(StatusError, match="larger than max") as raised:
+            await upstream.unary(call_of(ECHO + "Get"), text("x" * size))
         assert raised.value.code == 8
+        if size < 99:
+            with pytest.raises(StatusError, match="larger than max") as raised:
+                _ = [reply async for reply in upstream.stream(call_of(ECHO + "List"), text("x" * size))]
+            assert raised.value.code == 8
+        assert value_of(await upstream.unary(call_of(ECHO + "Get"), text("y"))) == "a:y"
     finally:
         await upstream.close()

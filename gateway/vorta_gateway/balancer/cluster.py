@@ -13,7 +13,9 @@ from vorta_gateway.balancer.config import BalancerConfig
 from vorta_gateway.balancer.endpoint import Endpoint, Health
 from vorta_gateway.balancer.health import HealthWatch
 from vorta_gateway.balancer.targets import DnsName, Resolver, Targets, join_host_port
-from vorta_gateway.channel import ChannelUpstream
+from vorta_gateway.channel import ChannelUpstream, make_channel
+from vorta_gateway.fast import FastUpstream
+from vorta_gateway.upstream import Upstream
 
 __all__ = ["Cluster"]
 
@@ -29,14 +31,14 @@ class Cluster:
         targets: The endpoints, or the name that they are addresses of.
         config: Of health, the resolver and affinity's memory.
         resolver: Asked for the name.
-        connect: Makes the channel to an address.
+        connect: Makes the channel to an address; None for one without TLS, with a faster way beside it.
 
     Attributes:
         endpoints: Those that may get new calls, in the order of the targets, or sorted by address.
             A new tuple whenever they change.
     """
 
-    def __init__(self, targets: Targets, config: BalancerConfig, resolver: Resolver, connect: Connect) -> None:
+    def __init__(self, targets: Targets, config: BalancerConfig, resolver: Resolver, connect: Connect | None) -> None:
         self._targets = targets
         self._config = config
         self._resolver = resolver
@@ -127,7 +129,7 @@ class Cluster:
             task.add_done_callback(self._leaving.pop)
         for address in addresses:
             if address not in self._members:
-                self._members[address] = _Member(address, self._connect(address), self._config, self._on_health)
+                self._members[address] = _Member(address, self._connect, self._config, self._on_health)
         before = {one.address for one in self.endpoints}
         self.endpoints = tuple(self._members[address].endpoint for address in addresses)
         after = {one.address for one in self.endpoints}
@@ -152,13 +154,16 @@ class _Member:
     def __init__(
         self,
         address: str,
-        channel: grpc.aio.Channel,
+        connect: Connect | None,
         config: BalancerConfig,
         on_health: Callable[[Endpoint, Health], None],
     ) -> None:
-        self.channel = channel
-        self.endpoint = Endpoint(address, ChannelUpstream(channel), max_blocks=config.affinity.max_endpoint_blocks)
-        watch = HealthWatch(channel, config.health, lambda health: on_health(self.endpoint, health))
+        self.channel = make_channel(address, config.channel) if connect is None else connect(address)
+        upstream: Upstream = (
+            FastUpstream(address, self.channel, config.channel) if connect is None else ChannelUpstream(self.channel)
+        )
+        self.endpoint = Endpoint(address, upstream, max_blocks=config.affinity.max_endpoint_blocks)
+        watch = HealthWatch(self.channel, config.health, lambda health: on_health(self.endpoint, health))
         self._watching = asyncio.create_task(watch.run())
         self._watching.add_done_callback(_log_failure)
 

@@ -22,7 +22,6 @@ from vorta_gateway.balancer.replay import ReplayableRequests
 from vorta_gateway.balancer.retries import BalancedRoute, RetryBudget, RoutePlanner, is_about_endpoint
 from vorta_gateway.balancer.stats import BalancerStats, EndpointStats
 from vorta_gateway.balancer.targets import Resolver, SystemResolver, Targets, parse_targets
-from vorta_gateway.channel import make_channel
 from vorta_gateway.status import StatusError
 from vorta_gateway.upstream import Idempotency, UpstreamCall
 
@@ -77,7 +76,7 @@ class BalancedUpstream:
             parse_targets(targets) if isinstance(targets, str) else targets,
             config,
             resolver or SystemResolver(),
-            connect or (lambda address: make_channel(address, config.channel)),
+            connect,
         )
         self._outliers = OutlierDetector(config.outlier)
         self._picker = Picker(config.affinity, self._outliers)
