@@ -39,6 +39,7 @@ class Service:
         self.cancelled: list[Call] = []
         self.together: list[int] = []
         self.num_new = 0
+        self.is_awaited = threading.Event()
         self.is_closed = False
 
     @property
@@ -64,6 +65,8 @@ class Service:
                 case "thread":
                     threading.Timer(0.02, call.reply, (EmbedReply(call_id=message.call_id, dimension=7),)).start()
                     return
+                case "busy":  # until the calls behind it have come
+                    self.is_awaited.wait(10)
                 case "huge":
                     call.reply(EmbedReply(call_id=message.call_id, vectors=b"\0" * (65 << 20)))
                     return
@@ -131,8 +134,11 @@ def embed(*texts: str) -> Embed:
 async def test_calls_are_answered_each_with_its_own(hosted: Hosted) -> None:
     channel = await hosted.connect()
     assert (await channel.hello).card == CARD
-    replies = await asyncio.gather(*(channel.embed(embed(f"text {index}")) for index in range(50)))
-    assert [reply.vectors for reply in replies] == [f"text {index}".encode() for index in range(50)]
+    calls = [asyncio.create_task(channel.embed(embed(text))) for text in ("busy", *map(str, range(50)))]
+    await asyncio.sleep(0.01)  # all of them are written
+    hosted.service.is_awaited.set()
+    replies = await asyncio.gather(*calls)
+    assert [reply.vectors for reply in replies] == [b"busy", *(str(index).encode() for index in range(50))]
     assert max(hosted.service.together) > 1  # what came together was submitted together
     score = await channel.score(Score(call_id=0, query="q", documents=["a", "b"]))
     assert score.scores == [0.5, 0.5]
