@@ -37,6 +37,10 @@ _MAX_BLOCK_BYTES = 64 * 1024
 _MAX_CACHED_BLOCK_BYTES = 512
 _MAX_CACHED_BLOCKS = 256
 
+# gRPC's servers hang up at the third ping in five minutes that they sent nothing but answers to pings before.
+_MAX_PINGS = 2
+_PING_INTERVAL_S = 300.0
+
 # A frame's head: 24 bits of length and 8 of type, 8 of flags, 32 of the stream's number.
 _HEAD = struct.Struct(">LBL")
 _SETTING = struct.Struct(">HL")
@@ -74,7 +78,8 @@ class Connection(asyncio.Protocol):
         self._decoder.header_table_size = 0
         self._decoder.max_allowed_table_size = 0
         self._is_leaving = False
-        self._pinged_s: float | None = None
+        self._is_pinging = False  # and has heard nothing since
+        self._num_pings = 0  # since the peer sent anything but answers to them
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -171,6 +176,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         self.heard_s = self.loop.time()
+        self._is_pinging = False
         try:
             self._read(self._buffer + data if self._buffer else data)
         except (ProtocolError, HPACKError, struct.error) as error:
@@ -188,6 +194,8 @@ class Connection(asyncio.Protocol):
             if end > size:
                 break
             kind = word & 255
+            if kind != _PING:
+                self._num_pings = 0
             payload = data[at + 9 : end]
             at = end
             if self._block is not None and kind != _CONTINUATION:
@@ -332,17 +340,18 @@ class Connection(asyncio.Protocol):
 
     def _look_for_silence(self) -> None:
         """Pings when calls are open and nothing came for long, and gives up when that brings nothing."""
-        now_s = self.loop.time()
-        if self._pinged_s is not None and self.heard_s <= self._pinged_s:
+        if self._is_pinging:
             self.abort("the upstream is silent")
             return
-        self._pinged_s = None
         next_s = self._config.keepalive_s
         if self._exchanges:
-            next_s -= now_s - self.heard_s
-            if next_s <= 0:
+            allowed_s = next_s if self._num_pings < _MAX_PINGS else max(next_s, _PING_INTERVAL_S)
+            wait_s = self.heard_s + allowed_s - self.loop.time()
+            next_s = min(next_s, wait_s)
+            if wait_s <= 0:
+                self._num_pings += 1
+                self._is_pinging = True
                 self._write(_HEAD.pack(8 << 8 | _PING, 0, 0) + bytes(8))
-                self._pinged_s = now_s
                 next_s = self._config.keepalive_timeout_s
         self._timer = self.loop.call_later(max(next_s, 0.001), self._look_for_silence)
 

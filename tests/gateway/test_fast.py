@@ -337,6 +337,13 @@ async def test_an_idle_connection_is_replaced(raw: Raw) -> None:
         assert upstream._connection is not first
 
 
+async def test_a_long_call_is_not_pinged_to_death(raw: Raw) -> None:
+    raw.get = slow(3)  # gRPC's servers hang up at the third ping that they sent nothing before
+    async with fast_to(raw, ChannelConfig(keepalive_s=0.1, keepalive_timeout_s=0.5)) as upstream:
+        assert await upstream.unary(get(), b"x") == b"x"
+        assert raw.num_fast() == 1
+
+
 async def test_no_connection_goes_past_a_proxy(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{raw.port}"
     channel = make_channel(address, CONFIG)

@@ -26,12 +26,25 @@ from vorta_gateway.balancer import (
     ResolverConfig,
     RetryConfig,
 )
-from vorta_gateway.channel import ChannelConfig
+from vorta_gateway.balancer.endpoint import Health
+from vorta_gateway.channel import ChannelConfig, make_channel
+from vorta_gateway.fast import FastUpstream
 from vorta_gateway.status import StatusError
 
 HEALTH = HealthConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
 CHANNEL = ChannelConfig(max_reconnect_backoff_s=0.1)
 NEVER_EJECT = OutlierConfig(consecutive_failures=0)
+
+
+_way = ""
+
+
+@pytest.fixture(autouse=True, params=["channel", "fast"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Over what calls go: the channel alone, or the connection beside it."""
+    global _way
+    _way = request.param
+    return _way
 
 
 def config(**changes: Any) -> BalancerConfig:
@@ -44,11 +57,19 @@ async def balanced(
     *replicas: Replica, num_serving: int | None = None, **changes: Any
 ) -> AsyncIterator[BalancedUpstream]:
     """An upstream over started replicas, when all of them serve."""
-    upstream = BalancedUpstream(",".join(replica.address for replica in replicas), config(**changes))
+    balancer = config(**changes)
+    upstream = BalancedUpstream(
+        ",".join(replica.address for replica in replicas),
+        balancer,
+        connect=(lambda address: make_channel(address, balancer.channel)) if _way == "channel" else None,
+    )
     await upstream.start()
     try:
         wanted = len(replicas) if num_serving is None else num_serving
         await until(lambda: states(upstream).count("SERVING") == wanted)
+        for endpoint in upstream._cluster.endpoints:
+            if isinstance(endpoint.upstream, FastUpstream) and endpoint.health is Health.SERVING:
+                assert await endpoint.upstream.connect()
         yield upstream
     finally:
         await upstream.close()
