@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -203,14 +204,16 @@ class Exchange:
         partial = self._partial
         while len(partial) - at >= 5 and not self._is_ended:
             size = int.from_bytes(partial[at + 1 : at + 5], "big")
-            if partial[at] != 0:
-                self.fail(StatusError(_INTERNAL, "the reply is compressed, which was not asked for"))
-            elif size > self._wire.max_message_bytes:
+            if size > self._wire.max_message_bytes:
                 self._refuse(size)
             elif len(partial) - at - 5 < size:
                 break
             else:
-                self._add(bytes(memoryview(partial)[at + 5 : at + 5 + size]))
+                message = bytes(memoryview(partial)[at + 5 : at + 5 + size])
+                if partial[at] == 0:
+                    self._add(message)
+                else:
+                    self._add_compressed(message)
                 at += 5 + size
         del partial[:at]
 
@@ -220,6 +223,21 @@ class Exchange:
             return
         self._messages.append(message)
         self._unread += len(message)
+
+    def _add_compressed(self, data: bytes) -> None:
+        """Adds a message that is gzip or zlib: gRPC's servers may compress though only "identity" was accepted."""
+        stream = zlib.decompressobj(47)
+        try:
+            message = stream.decompress(data, self._wire.max_message_bytes + 1)
+        except zlib.error:
+            self.fail(StatusError(_INTERNAL, "the reply is compressed in a way that is not known"))
+            return
+        if len(message) > self._wire.max_message_bytes:
+            self._refuse(len(message))
+        elif not stream.eof:
+            self.fail(StatusError(_INTERNAL, "the reply's compressed message is cut short"))
+        else:
+            self._add(message)
 
     def _refuse(self, size: int) -> None:
         limit = self._wire.max_message_bytes

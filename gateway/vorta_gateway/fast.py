@@ -135,6 +135,7 @@ class FastUpstream:
                 ":authority": self._address,
                 "te": "trailers",
                 "content-type": "application/grpc",
+                "grpc-accept-encoding": "identity",
                 "user-agent": "vorta-gateway",
             }
             headers = encoded_headers(fixed)

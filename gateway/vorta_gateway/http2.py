@@ -2,7 +2,7 @@
 
 It costs a third of the CPU time of grpc.aio's. Header blocks are decoded by `hpack`, whose dynamic table this side's
 settings take away: then equal blocks mean equal headers, and those of most replies are equal to ones seen before. What
-it does not do, such as streams of requests, TLS, proxies and compression, is left to grpc.aio; see `fast.py`.
+it does not do, such as streams of requests, TLS and proxies, is left to grpc.aio; see `fast.py`.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
             return
         block = self._blocks.get(data)
         if block is None:
-            block = Block((str(name), str(value)) for name, value in self._decoder.decode(data))
+            block = Block((_text(name), _text(value)) for name, value in self._decoder.decode(data, raw=True))
             if len(data) <= _MAX_CACHED_BLOCK_BYTES:
                 if len(self._blocks) >= _MAX_CACHED_BLOCKS:
                     self._blocks.clear()
@@ -377,6 +377,13 @@ class Connection(asyncio.Protocol):
         for exchange in exchanges:
             is_sent = exchange.number < self._flushed_number
             exchange.end((StatusError if is_sent else NotSentError)(_UNAVAILABLE, why))
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _unpadded(payload: bytes, flags: int) -> bytes:

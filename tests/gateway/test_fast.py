@@ -166,6 +166,23 @@ async def test_large_messages_pass_the_windows_both_ways(raw: Raw) -> None:
         assert raw.num_fast() == len(messages) + 1
 
 
+@pytest.mark.parametrize("algorithm", [1, 2], ids=["deflate", "gzip"])
+async def test_compressed_replies_are_read(algorithm: int) -> None:
+    raw = await Raw().start(("grpc.default_compression_algorithm", algorithm))
+    raw.replies = [bytes(10_000), b"", random.Random(1).randbytes(40_000), bytes(60_001)]
+    try:
+        async with fast_to(raw, ChannelConfig(max_message_bytes=60_000)) as upstream:
+            for _ in range(2):
+                assert await upstream.unary(get(), bytes(60_000)) == bytes(60_000)
+            replies = upstream.stream(call_of(ECHO + "List"), b"x")
+            assert [await anext(replies) for _ in range(3)] == raw.replies[:3]
+            with pytest.raises(StatusError, match="larger than max"):
+                await anext(replies)
+            assert raw.num_fast() == 3
+    finally:
+        await raw.stop()
+
+
 async def test_a_slow_reader_holds_back_its_stream_only(raw: Raw) -> None:
     raw.replies = [bytes(10_000)] * 2000
     async with fast_to(raw) as upstream, asyncio.timeout(60):

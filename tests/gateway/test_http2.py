@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +23,9 @@ END_STREAM, END_HEADERS, PADDED, HAS_PRIORITY = 1, 4, 8, 32
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 OK_HEAD = ((":status", "200"), ("content-type", "application/grpc"))
+
+
+ODD_VALUES = {b"a": "é".encode(), b"b": "é!".encode("latin-1")}
 
 
 def frame(kind: int, flags: int = 0, number: int = 0, payload: bytes = b"") -> bytes:
@@ -207,6 +211,14 @@ async def test_informational_headers_come_before_the_real_ones(peer: Peer) -> No
     assert exchange.header == ()
 
 
+async def test_header_values_may_be_any_bytes(peer: Peer) -> None:
+    exchange = peer.call()
+    encoded = block(*OK_HEAD) + b"".join(b"\0\x03x-" + name + b"\x02" + value for name, value in ODD_VALUES.items())
+    peer.say(frame(HEADERS, END_HEADERS, 1, encoded) + frame(DATA, 0, 1, prefixed(b"y")) + tail())
+    assert await unary(exchange) == b"y"
+    assert exchange.header == (("x-a", "é"), ("x-b", "é!"))
+
+
 async def test_pings_and_settings_are_answered(peer: Peer) -> None:
     peer.say(frame(PING, 0, 0, b"abcdefgh"))
     assert await peer.expect(PING) == (PING, 1, 0, b"abcdefgh")
@@ -267,6 +279,7 @@ async def test_cancelling_tells_the_peer_and_what_still_comes_is_nobodys(peer: P
         (head() + frame(DATA, 1, 1, prefixed(b"y")), 13, "without a status"),
         (head() + frame(DATA, 0, 1, prefixed(b"yes")[:-1]) + tail(), 13, "cut short"),
         (head() + frame(DATA, 0, 1, prefixed(b"y", flag=1)), 13, "compressed"),
+        (head() + frame(DATA, 0, 1, prefixed(zlib.compress(b"y" * 99)[:-1], flag=1)), 13, "cut short"),
         (head() + tail(1, 16), 16, ""),
         (frame(RST, 0, 1, (8).to_bytes(4, "big")), 14, "RST_STREAM"),
         (head() + frame(RST, 0, 1, (11).to_bytes(4, "big")), 8, "RST_STREAM"),
