@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_compact",
     "batch_pack",
+    "batch_pack_by_search",
     "block_copy",
     "fp8_linear",
     "has_cuda_library",
@@ -250,9 +251,36 @@ def batch_pack(
     block_size: int,
     num_tokens_padded: int,
 ) -> PackedBatch:
-    """See `reference.batch_pack.batch_pack`. Without the CUDA library it waits for the GPU."""
-    function = (_cuda("batch_pack", "batch_pack") if query_lens.is_cuda else None) or _batch_pack.batch_pack
+    """See `reference.batch_pack.batch_pack`. On a GPU nothing is checked, as that would wait for it."""
+    function: Callable[..., PackedBatch] = _batch_pack.batch_pack
+    if query_lens.is_cuda:
+        function = _cuda("batch_pack", "batch_pack") or batch_pack_by_search
     return function(query_lens, past_lens, block_table, block_size=block_size, num_tokens_padded=num_tokens_padded)
+
+
+def batch_pack_by_search(
+    query_lens: torch.Tensor,
+    past_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    *,
+    block_size: int,
+    num_tokens_padded: int,
+) -> PackedBatch:
+    """`batch_pack` where the CUDA library is not there: every token looks for its sequence, by operations that a CUDA
+    graph can capture."""
+    ends = query_lens.cumsum(0, dtype=torch.int32)
+    cu_query_lens = torch.cat([ends.new_zeros(1), ends])
+    token = torch.arange(num_tokens_padded, dtype=torch.int32, device=query_lens.device)
+    owner = torch.searchsorted(ends, token, right=True).clamp_max(len(query_lens) - 1)
+    is_real = token < cu_query_lens[-1]
+    position = torch.where(is_real, token - cu_query_lens[owner] + past_lens[owner], 0)
+    slot = block_table[owner, position // block_size] * block_size + position % block_size
+    return PackedBatch(
+        cu_query_lens=cu_query_lens,
+        positions=position,
+        slots=torch.where(is_real, slot, -1),
+        sequence=torch.where(is_real, owner.int(), -1),
+    )
 
 
 def batch_compact(state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
 
 from tests.server.compiler.case import CASES, VOCAB_SIZE, random_tensors, write_checkpoint
 from vorta_kernels import cpu, ops
@@ -148,3 +150,36 @@ def test_a_decoder_is_the_references(
     if precision == "fp32":
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_array_equal(one.token_ids, other.token_ids)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would wait for a number, which a CUDA graph cannot capture."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select", "equal"}, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_in_a_decode_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**CASES[0].config, "num_hidden_layers": 1}
+    runner = runner_of(write_checkpoint(tmp_path / "checkpoint", config, random_tensors(config)), "fp32", "auto")
+    use_triton(monkeypatch)
+    monkeypatch.setattr(ops, "batch_pack", ops.batch_pack_by_search)
+    # The interpreter does look at numbers, on the host; what a launcher does beside it must not.
+    for launched in [name for name in dir(interpreter) if name == "GridExecutor"]:
+        original = getattr(interpreter, launched).__call__
+
+        def call(self: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+            with torch.utils._python_dispatch._disable_current_modes():
+                return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(getattr(interpreter, launched), "__call__", call)
+    forward = runner._executor._model.forward
+
+    def watched(*args: Any) -> Any:
+        with NoWaiting():
+            return forward(*args)
+
+    monkeypatch.setattr(runner._executor._model, "forward", watched)
+    result = steps(runner, feeds_itself=True)[-1]
+    assert result.token_ids is not None

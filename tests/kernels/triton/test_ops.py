@@ -46,7 +46,7 @@ def test_operations_take_what_the_reference_takes(stem: str, name: str) -> None:
 
 
 def test_every_reference_has_an_operation() -> None:
-    others = {"has_cuda_library", "plain_linear", "scaled_mm", "shuffle_int4"}
+    others = {"batch_pack_by_search", "has_cuda_library", "plain_linear", "scaled_mm", "shuffle_int4"}
     assert set(ops.__all__) - others == {name for names in (STEMS | REFERENCE_ONLY).values() for name in names}
 
 
@@ -60,6 +60,20 @@ def test_tensors_on_a_cpu_take_the_reference(stem: str) -> None:
     reference = getattr(importlib.import_module(f"vorta_kernels.reference.{stem}"), case.op)
     expected = grid.run(case, reference, torch.device("cpu"))
     assert grid.mismatches(case, grid.run(case, getattr(ops, case.op), torch.device("cpu")), expected) == []
+
+
+@pytest.mark.parametrize("query_lens", [(1,), (1, 1, 1), (0, 5, 0, 1), (70, 1), (16, 0), (2, 3, 64, 1, 7)])
+def test_packing_without_the_library_is_the_references(query_lens: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lens = torch.tensor(query_lens, dtype=torch.int32)
+    past = torch.randint(0, 50, (len(lens),), generator=generator, dtype=torch.int32)
+    table = torch.randint(0, 99, (len(lens), 10), generator=generator, dtype=torch.int32)
+    for padded in (int(lens.sum()), int(lens.sum()) + 9):
+        expected = ops.batch_pack(lens, past, table, block_size=16, num_tokens_padded=padded)
+        got = ops.batch_pack_by_search(lens, past, table, block_size=16, num_tokens_padded=padded)
+        for name in ("cu_query_lens", "positions", "slots", "sequence"):
+            assert torch.equal(getattr(got, name), getattr(expected, name)), name
+            assert getattr(got, name).dtype == torch.int32
 
 
 def test_torchs_product_of_float8_is_the_references() -> None:
