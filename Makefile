@@ -145,7 +145,7 @@ bench: $(SETUP) ## Compare engines, embeddings and vector search with their peer
 	@for part in wire filters upserts; do $(BIN)/python -m vorta_bench.search $$part --work $(BENCH_WORK) \
 		--out benchmarks/results/search_$$part.json; done
 	@$(BIN)/python -m vorta_bench.search start --rows 1000000 --work $(BENCH_WORK) --out benchmarks/results/search_start.json
-	@for part in codec rest streams balance; do $(BIN)/python -m vorta_bench.gateway $$part \
+	@for part in codec rest client streams balance; do $(BIN)/python -m vorta_bench.gateway $$part \
 		$(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) --out benchmarks/results/gateway_$$part.json; done
 	@$(if $(STORE_PYTHON),$(BIN)/python -m vorta_bench.search peers --rows 20000 --work $(BENCH_WORK) \
 		--peer-python $(STORE_PYTHON) --out benchmarks/results/search_peers.json,echo "no other stores: make peers")

@@ -2,12 +2,14 @@
 
     python -m vorta_bench.gateway codec   --out results/gateway_codec.json
     python -m vorta_bench.gateway rest    --peer-python PEERS/bin/python --out results/gateway_rest.json
+    python -m vorta_bench.gateway client  --out results/gateway_client.json
     python -m vorta_bench.gateway streams --out results/gateway_streams.json
     python -m vorta_bench.gateway balance --out results/gateway_balance.json
 
 codec    JSON to and from messages, over `google.protobuf.json_format`.
 rest     requests a second and CPU time a request of `POST /v1/inference` before a gRPC server that answers at once:
          `vorta gateway`, Envoy, connectrpc, FastAPI over grpc.aio; and of the gateway in one process with what answers.
+client   CPU time of a unary call before the same server: the gateway's own client and grpc.aio, 32 calls at a time.
 streams  32 streams of the fake runner over gRPC, gRPC-Web and server-sent events: tokens a second, CPU time of the
          server.
 balance  one replica and two behind the balancer, on simulated devices; the prefix cache's hits of conversations; a
@@ -23,6 +25,7 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import socket
 import statistics
@@ -42,8 +45,11 @@ from google.protobuf import json_format, struct_pb2
 
 from vorta.v1 import embedding_pb2, inference_pb2, inference_pb2_grpc
 from vorta_bench.wire import Server, free_port, serving
+from vorta_gateway.channel import ChannelConfig, ChannelUpstream, make_channel
+from vorta_gateway.fast import FastUpstream
 from vorta_gateway.json import native
 from vorta_gateway.json.codec import Codec
+from vorta_gateway.upstream import RpcMethod, UpstreamCall
 
 ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = 16
@@ -51,6 +57,7 @@ STREAMS = 32
 STREAM_TOKENS = 400
 _WEB_HEAD = "POST /vorta.v1.InferenceService/StreamGenerate HTTP/1.1\r\ncontent-type: application/grpc-web+proto\r\n"
 _EVENTS_HEAD = "POST /v1/inference:stream HTTP/1.1\r\ncontent-type: application/json\r\naccept: text/event-stream\r\n"
+_CONTENT_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 BODY = {"prompt": "What is machine learning?", "max_tokens": 100}
 
 
@@ -139,32 +146,58 @@ def _cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+class _Connection(asyncio.Protocol):
+    """Asks again whenever it has its answer, until a time; `answered` then is how often.
+
+    A bare protocol, because the client shares the cores with what is measured.
+    """
+
+    def __init__(self, request: bytes, until_s: float) -> None:
+        self.answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._until_s = until_s
+        self._count = 0
+        self._answer = b""
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, _, body = self._answer.partition(b"\r\n\r\n")
+        length = _CONTENT_LENGTH.search(head)
+        # Without a length it comes in chunks, of which the last one is empty.
+        if not (len(body) >= int(length[1]) if length is not None else body.endswith(b"\r\n0\r\n\r\n")):
+            return
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.answered.set_exception(RuntimeError(self._answer.decode("latin-1")))
+            self._transport.abort()
+            return
+        self._count += 1
+        self._answer = b""
+        if time.monotonic() < self._until_s:
+            self._transport.write(self._request)
+        else:
+            self.answered.set_result(self._count)
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(ConnectionError(f"the connection was lost: {exc}"))
+
+
 async def _load(port: int, path: str, body: bytes, seconds: float, connections: int = CONNECTIONS) -> int:
     """Requests answered in a time, each connection asking again when it has its answer."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    request = head.encode() + body
     until_s = time.monotonic() + seconds
-    count = 0
-
-    async def connection() -> None:
-        nonlocal count
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.monotonic() < until_s:
-            writer.write(request)
-            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            if not answer.startswith(b"http/1.1 200"):
-                raise RuntimeError(answer.decode("latin-1") + (await reader.read(500)).decode("latin-1"))
-            if b"content-length:" in answer:
-                await reader.readexactly(int(answer.split(b"content-length:")[1].split(b"\r\n")[0]))
-            else:
-                while size := int((await reader.readline()).strip(), 16):
-                    await reader.readexactly(size + 2)
-                await reader.readline()
-            count += 1
-        writer.close()
-
-    await asyncio.gather(*(connection() for _ in range(connections)))
-    return count
+    loop = asyncio.get_running_loop()
+    made = [
+        await loop.create_connection(lambda: _Connection(head.encode() + body, until_s), "127.0.0.1", port)
+        for _ in range(connections)
+    ]
+    return sum(await asyncio.gather(*(connection.answered for _, connection in made)))
 
 
 def _backend(port: int) -> None:
@@ -297,7 +330,7 @@ def rest(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for number in range(arguments.rounds + 1):
             for name, (pid, port, path) in peers.items():
                 before_s = _cpu_s(pid)
-                count = asyncio.run(_load(port, path, body, 1.0 if number == 0 else arguments.seconds))
+                count = uvloop.run(_load(port, path, body, 1.0 if number == 0 else arguments.seconds))
                 cost_s = (_cpu_s(pid) - before_s) / count
                 if number:
                     rates.setdefault(name, []).append(count / arguments.seconds)
@@ -320,6 +353,55 @@ def rest(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
     return round(statistics.median([a / b for a, b in zip(ours, theirs, strict=True)]), 2)
+
+
+# client
+
+
+async def _client_us(target: str, count: int, *, is_fast: bool) -> float:
+    """CPU microseconds of this process a unary call."""
+    config = ChannelConfig()
+    method = RpcMethod.of(inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name["Generate"])
+    request = json_format.ParseDict(BODY, inference_pb2.GenerateRequest()).SerializeToString()
+    upstream: FastUpstream | ChannelUpstream
+    if is_fast:
+        upstream = FastUpstream(target, make_channel(target, config), config)
+        if not await upstream.connect():
+            raise RuntimeError("no connection")
+    else:
+        upstream = ChannelUpstream(make_channel(target, config))
+    left = iter(range(count))
+
+    async def ask() -> None:
+        for _ in left:
+            await upstream.unary(UpstreamCall(method=method, metadata={}), request)
+
+    await upstream.unary(UpstreamCall(method=method, metadata={}), request)
+    start_s = time.process_time()
+    await asyncio.gather(*(ask() for _ in range(32)))
+    cost_s = time.process_time() - start_s
+    await upstream.close()
+    return cost_s / count * 1e6
+
+
+def client(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """CPU microseconds a unary call, in turn."""
+    costs: dict[str, list[float]] = {"FastUpstream": [], "ChannelUpstream (grpc.aio)": []}
+    backend = free_port()
+    command = [sys.executable, "-m", "vorta_bench.gateway", "backend", "--port", str(backend)]
+    with _running(command, backend):
+        for number in range(arguments.rounds + 1):
+            for name, values in costs.items():
+                ask = _client_us(f"127.0.0.1:{backend}", 5000 if number else 500, is_fast=name == "FastUpstream")
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    cost_us = runner.run(ask)
+                if number:
+                    values.append(cost_us)
+    grpc_us = costs["ChannelUpstream (grpc.aio)"]
+    return [
+        {"name": name, "cpu_us": round(statistics.median(values), 1), "over_grpc": _ratio(values, grpc_us)}
+        for name, values in costs.items()
+    ]
 
 
 # streams
@@ -541,7 +623,7 @@ def balance(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("codec", "rest", "streams", "balance", "backend", "in-process"))
+    parser.add_argument("part", choices=("codec", "rest", "client", "streams", "balance", "backend", "in-process"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--port", type=int, default=0)
@@ -551,7 +633,9 @@ def main() -> None:
     if arguments.part in ("backend", "in-process"):
         (_backend if arguments.part == "backend" else _in_process)(arguments.port)
         return
-    rows = {"codec": codec, "rest": rest, "streams": streams, "balance": balance}[arguments.part](arguments)
+    rows = {"codec": codec, "rest": rest, "client": client, "streams": streams, "balance": balance}[arguments.part](
+        arguments
+    )
     for row in rows:
         print(row)
     if arguments.out is not None:

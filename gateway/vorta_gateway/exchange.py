@@ -93,6 +93,25 @@ class Exchange:
         header, trailers: The reply's metadata, as far as it has come.
     """
 
+    __slots__ = (
+        "_error",
+        "_is_ended",
+        "_is_unary",
+        "_messages",
+        "_partial",
+        "_uncredited",
+        "_unread",
+        "_waiter",
+        "_wire",
+        "has_header",
+        "header",
+        "number",
+        "timer",
+        "trailers",
+        "unsent",
+        "window",
+    )
+
     def __init__(self, wire: Wire, number: int, window: int, *, is_unary: bool) -> None:
         self.header: tuple[tuple[str, str | bytes], ...] = ()
         self.trailers: tuple[tuple[str, str | bytes], ...] = ()

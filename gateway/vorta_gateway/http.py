@@ -230,8 +230,9 @@ class WhileConnected:
         self._has_gone = False
 
     async def __aenter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_S, self._request.after_body, self._start)
+        loop = asyncio.get_running_loop()  # which costs a system call, up to Python 3.11
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(_WATCH_DELAY_S, self._request.after_body, self._start)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -73,30 +73,30 @@ class _Protocol(HttpToolsProtocol):
     """uvicorn's, with a bound on how large a request's head may be and how long it may take; replies are one piece."""
 
     _is_in_head = True
+    _has_begun = False  # the head has, after the one before
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_in_head:
-            super().data_received(data)
-            return
-        self._head_bytes += len(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > _MAX_HEAD_BYTES:
             self._refuse(_HEAD_TOO_LARGE)
+        elif self._has_begun and self._head_timer is None:  # one that comes in one piece needs no timer
+            self._start_head_timer()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._head_timer is None:
-            self._begin_head()
+        self._has_begun = True
 
     def on_headers_complete(self) -> None:
         self._end_head()
@@ -111,13 +111,11 @@ class _Protocol(HttpToolsProtocol):
         self._is_in_head = True  # its timer starts with the next request's first byte
         self._head_bytes = 0
 
-    def _begin_head(self) -> None:
-        self._is_in_head = True
-        self._head_bytes = 0
+    def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self._refuse, _HEAD_TOO_LATE)
 
     def _end_head(self) -> None:
-        self._is_in_head = False
+        self._is_in_head = self._has_begun = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
