@@ -1,5 +1,6 @@
 """What a `SamplingRunner` is told of a step's outputs: their sampling parameters by column, and whose tokens the host
-chooses, because the host must see their logits (log probabilities) or their tokens first (constraints)."""
+chooses, because the host must see their logits (log probabilities) or their tokens first (constraints), or they have
+more biases than columns are made for."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vorta_server.engine.row_state import RowState
-from vorta_server.engine.runner import Draws, Penalties, StateReset
+from vorta_server.engine.runner import MAX_ENTRIES, Draws, Penalties, StateReset
 from vorta_server.engine.sequence import Sequence
 
 __all__ = ["DrawColumns", "assign_states"]
@@ -107,7 +108,8 @@ class DrawColumns:
 
 
 def _needs_host(row: RowState) -> bool:
-    return row.mask is not None or row.sampling.logprobs is not None
+    has_too_many = max(len(row.bias_ids), len(row.masked_ids) if row.min_tokens else 0) > MAX_ENTRIES
+    return row.mask is not None or row.sampling.logprobs is not None or has_too_many
 
 
 def _counts(row: RowState) -> bool:

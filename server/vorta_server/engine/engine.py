@@ -143,6 +143,7 @@ class Engine:
         self._is_end[[token_id for token_id in self._output.eos_token_ids if token_id < info.vocab_size]] = True
         self._rows = self._launched_rows = DecodeRows((), self._is_end)
         self._flight: _Flight | None = None
+        self._num_failures = 0
         self._next_deadline_s = float("inf")
         self.counters = EngineCounters()
 
@@ -160,6 +161,11 @@ class Engine:
     def num_waiting(self) -> int:
         """Sequences in the queue."""
         return self._scheduler.num_waiting
+
+    @property
+    def num_failures_in_row(self) -> int:
+        """Steps that failed since the last one that did not. A GPU that faulted fails all until its process ends."""
+        return self._num_failures
 
     @property
     def num_requests(self) -> int:
@@ -245,8 +251,10 @@ class Engine:
         started = self._clock()
         try:
             self._fly(events, hold)
+            self._num_failures = 0
         except Exception as error:
             logger.exception("the step failed")
+            self._num_failures += 1
             events += self._fail_all(error)
         self.counters.steps += 1
         self.counters.step_s_sum += self._clock() - started
@@ -376,7 +384,8 @@ class Engine:
     def _check_deadline(self, request: GenerationRequest) -> None:
         if request.deadline_s is None:
             return
-        token_s = self._scheduler.speed.prefill_token_s or 0.0
+        # The estimate of an idle engine is not trusted: nothing would ever correct it.
+        token_s = (self._scheduler.speed.prefill_token_s or 0.0) if self._requests else 0.0
         left_s = request.deadline_s - self._clock()
         needed_s = token_s * len(request.prompt_token_ids)
         if left_s <= needed_s:
@@ -421,8 +430,11 @@ class Engine:
         result = flight.result()
         self._scheduler.speed.observe(plan, result)
         for sequence, chunk, logits in zip(plan.prefilling, plan.batch.prefills, result.prefill_logits, strict=True):
-            if sequence.wants_prompt_logits and logits is not None:
-                self._output.score_prompt(sequence, logits, chunk.num_past)
+            if sequence.wants_prompt_logits and logits is not None and self._is_open(sequence.request):
+                try:
+                    self._output.score_prompt(sequence, logits, chunk.num_past)
+                except Internal as error:  # logits that are no numbers
+                    events += self._cut_short(sequence.request, FinishReason.ERROR, Failure.of(error))
         decoded, first = self._choose(flight, result)
         if plan.batch.draws is not None:
             self._scheduler.land([*plan.decoding, *ready])

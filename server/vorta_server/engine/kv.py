@@ -189,13 +189,15 @@ class KvSlots:
 
     def _can_reserve(self, slot: int, wanted: int, keep: int | None) -> bool:
         """Whether giving up all that no sequence owns, but for `keep`, makes room for the slot's `wanted` tokens."""
+        missing = wanted - self._slots[slot].resident
+        if missing <= 0 or self._resident_total + missing <= self.capacity_tokens:
+            return True
         reclaimable = sum(
             entry.resident
             for index, entry in enumerate(self._slots)
             if entry.state is not SlotState.RUNNING and index not in (keep, slot)
         )
-        missing = wanted - self._slots[slot].resident
-        return missing <= 0 or self._resident_total + missing - reclaimable <= self.capacity_tokens
+        return self._resident_total + missing - reclaimable <= self.capacity_tokens
 
     def reserved(self, slot: int) -> int:
         """Tokens that the slot may hold without another `reserve`."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_ENTRIES",
     "Draws",
     "LogitsWanted",
     "ModelRunner",
@@ -80,6 +81,10 @@ class PrefillChunk:
     is_last: bool = False
 
 
+MAX_ENTRIES = 256
+"""Biases of an output, and banned tokens of one, that a `SamplingRunner` is given at most."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateReset:
     """What a row of a `SamplingRunner`'s counts begins with.
@@ -137,8 +142,8 @@ class Draws:
         sources: int32 [num_rows]; the output of the step launched before this one whose token the decode row takes, -1
             where the batch's own `decode_token_ids` has it.
         penalties: None where no output pays any.
-        biases: By output: ids and what is added to their logits.
-        banned: By output: ids that are impossible.
+        biases: By output: ids, at most MAX_ENTRIES, and what is added to their logits.
+        banned: By output: ids that are impossible, at most MAX_ENTRIES.
     """
 
     temperature: FloatArray

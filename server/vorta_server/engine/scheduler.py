@@ -326,8 +326,13 @@ class Scheduler:
             if candidate is None or not self._admit(candidate):
                 break
             budget -= self._add_chunk(candidate, budget, chunks, chosen)
-        # A later admission may have preempted an earlier choice.
-        kept = [i for i, sequence in enumerate(chosen) if sequence.state is SequenceState.PREFILLING]
+        # A later admission may have preempted an earlier choice, and that may have been admitted anew.
+        latest = {id(sequence): i for i, sequence in enumerate(chosen)}
+        kept = [
+            i
+            for i, sequence in enumerate(chosen)
+            if sequence.state is SequenceState.PREFILLING and latest[id(sequence)] == i
+        ]
         return [chunks[i] for i in kept], [chosen[i] for i in kept]
 
     def _add_chunk(self, sequence: Sequence, budget: int, chunks: list[PrefillChunk], chosen: list[Sequence]) -> int:
@@ -335,6 +340,8 @@ class Scheduler:
         end = min(start + budget, sequence.num_tokens)
         if sequence.is_deterministic:
             end = _deterministic_end(sequence)
+            if end - start > budget and chunks:
+                return 0  # its chunks have their size: it waits for a step with room
         is_last = end == sequence.num_tokens
         wanted = LogitsWanted.LAST if is_last else LogitsWanted.NONE
         if sequence.wants_prompt_logits:

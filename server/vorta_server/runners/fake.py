@@ -98,6 +98,9 @@ class FakeRunner:
     def run(self, batch: StepBatch) -> StepResult:
         """Writes the tokens into their slots and answers with logits that favour the continuation."""
         self.steps += 1
+        slots = [*range(len(batch.decode_token_ids)), *(chunk.slot for chunk in batch.prefills)]
+        if len(set(slots)) != len(slots):
+            raise ValueError(f"a slot is twice in the step: {slots}")
         started = time.perf_counter()
         prefill_logits: list[NDArray[np.float32] | None] = []
         for chunk in batch.prefills:

@@ -16,6 +16,7 @@ from vorta_server.compiler.family import read_spec
 from vorta_server.compiler.spec import DecoderSpec, context_length
 from vorta_server.compiler.special_tokens import read_special_tokens
 from vorta_server.compiler.weight import tensor_shapes
+from vorta_server.engine.scheduler import DETERMINISTIC_CHUNK_TOKENS
 from vorta_server.workers.config import WorkerConfig
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _load(config: WorkerConfig, source: Path, precision: str, device: torch.devi
             num_slots=2 * config.max_running_requests + 1,
             max_model_len=length,
             kv_capacity_tokens=capacity,
-            max_batched_tokens=config.max_batched_tokens,
+            max_batched_tokens=max(config.max_batched_tokens, DETERMINISTIC_CHUNK_TOKENS),
             kv_dtype=config.kv_dtype,
             use_graphs=config.cuda_graphs,
         ),
@@ -173,6 +174,7 @@ def _free_bytes(device: torch.device) -> int:
 
     if device.type == "cpu":
         return 1 << 28
+    torch.cuda.empty_cache()  # what loading used and gave back is free
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * _GPU_SHARE)
 

@@ -58,6 +58,9 @@ _ROWS_PER_INTERVAL, _MAX_INTERVALS = 8, 4
 """Rows above which the flush interval grows in proportion, and how far."""
 
 _STATS_INTERVAL_S = 0.25
+_MAX_FAILURES = 3
+"""Failed steps in a row that end the worker: its supervisor starts another."""
+
 _IDLE_S = 1.0
 
 
@@ -205,6 +208,8 @@ class WorkerHost:
         if self._engine.has_work:
             self._post(self._engine.step(hold=True))
         self._flush()
+        if self._engine.num_failures_in_row >= _MAX_FAILURES:
+            raise RuntimeError(f"{_MAX_FAILURES} steps failed one after the other: another process may do better")
         self._report()
 
     def _wait_s(self) -> float:

@@ -371,6 +371,7 @@ def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None
     engine._runner = Recorder(runner, broken)  # type: ignore[assignment]
     events = engine.step()
     engine._runner = runner
+    assert engine.num_failures_in_row == 1
     for key in ("a", "b"):
         (end,) = ends_of(events, key)
         assert end.finish_reason is FinishReason.ERROR
@@ -378,7 +379,56 @@ def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None
         assert end.failure.retry_delay_s is not None
     engine.submit(request("c", PROMPT))
     assert tokens_of(run(engine), "c") == expected(runner, PROMPT, 8)
+    assert engine.num_failures_in_row == 0
     engine.check_integrity()
+
+
+def test_prompt_scores_that_are_no_numbers_end_their_own_request() -> None:
+    engine, runner = make_engine()
+    original = runner.run
+
+    def poison(batch: StepBatch) -> StepResult:
+        result = original(batch)
+        for chunk, logits in zip(batch.prefills, result.prefill_logits, strict=True):
+            if chunk.token_ids[0] == 7 and logits is not None:
+                logits[:] = np.nan
+        return result
+
+    engine._runner = Recorder(runner, poison)  # type: ignore[assignment]
+    engine.submit(request("scored", [7] * 20, prompt_logprobs=1))
+    engine.submit(request("other", PROMPT))
+    events = run(engine)
+    assert [end.finish_reason for end in ends_of(events, "scored")] == [FinishReason.ERROR]
+    assert tokens_of(events, "other") == expected(runner, PROMPT, 8)
+    engine.check_integrity()
+
+
+def test_deterministic_chunks_stay_within_a_step() -> None:
+    engine, runner = make_engine(max_batched_tokens=40)
+    sizes = []
+    original = runner.run
+
+    def record(batch: StepBatch) -> StepResult:
+        sizes.append(len(batch.decode_token_ids) + sum(len(chunk.token_ids) for chunk in batch.prefills))
+        return original(batch)
+
+    engine._runner = Recorder(runner, record)  # type: ignore[assignment]
+    for index in range(3):
+        engine.submit(request(str(index), [7 + index] * 70, deterministic=True))
+    events = run(engine)
+    for index in range(3):
+        assert tokens_of(events, str(index)) == expected(runner, [7 + index] * 70, 8)
+    assert max(sizes) <= 40
+
+
+def test_one_slow_prompt_does_not_refuse_those_to_come() -> None:
+    clock = Clock()
+    engine, runner = make_engine(clock=clock)
+    engine._scheduler.speed.prefill_token_s = 60.0  # as when kernels were compiled in its step
+    engine.submit(request("a", PROMPT, deadline_s=clock.now_s + 30))
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(request("b", PROMPT, deadline_s=clock.now_s + 30))
+    assert tokens_of(run(engine), "a") == expected(runner, PROMPT, 8)
 
 
 def test_held_tokens_come_with_release_and_before_what_cannot_wait() -> None:

@@ -105,14 +105,17 @@ class BlockTables:
         self.table[target, :count] = taken
         self._num_owned[target] = count
 
-    def move(self, source: int, target: int) -> None:
-        """Gives the target the source's blocks; what it had is dropped, and the source has none."""
+    def move(self, source: int, target: int, num_tokens: int) -> None:
+        """Gives the target the blocks of the source's first tokens; what it had is dropped, and the source has none."""
         if source == target:
             raise ValueError(f"slot {source} cannot be moved to itself")
         self.discard(target)
-        self.table[target] = self.table[source]
-        self.writable[target] = self.writable[source]
-        self._num_owned[target] = self._num_owned[source]
+        count = min(-(-num_tokens // self.block_size), self._num_owned[source])
+        for block in self.table[source, count : self._num_owned[source]].tolist():
+            self._drop(block)
+        self.table[target, :count] = self.table[source, :count]
+        self.writable[target] = min(self.writable[source], count * self.block_size)
+        self._num_owned[target] = count
         self._clear(source)
 
     def discard(self, slot: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vorta_server.engine.runner import StateReset
+from vorta_server.runners.cuda.device import Device
 
 __all__ = ["TokenCounts"]
 
@@ -34,13 +35,13 @@ class TokenCounts:
             self._seen = torch.zeros((shape[0], -(-shape[1] // 32)), dtype=torch.int32, device=self._device)
         return self._counts, self._seen
 
-    def reset(self, resets: Sequence[StateReset]) -> None:
+    def reset(self, resets: Sequence[StateReset], device: Device) -> None:
         """Begins some states' rows anew."""
         counts, seen = self.tensors
         for entry in resets:
             row = entry.state + 1
             generated = np.bincount(entry.generated, minlength=self._vocab_size).astype(np.int32)
-            counts[row] = torch.from_numpy(generated).to(self._device)
+            counts[row] = device.send(generated)
             bits = np.zeros(seen.shape[1] * 32, np.uint8)
             bits[entry.prompt] = 1
-            seen[row] = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32)).to(self._device)
+            seen[row] = device.send(np.packbits(bits, bitorder="little").view(np.int32))

@@ -4,15 +4,14 @@ treats a graph's memory as a GPU does, so that what depends on it can be tested.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import gc
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 
 __all__ = ["CpuDevice", "CudaDevice", "Device", "device_for"]
-
-Output = TypeVar("Output", bound=Any)
 
 
 class Device(Protocol):
@@ -39,9 +38,13 @@ class Device(Protocol):
         """
         ...
 
-    def capture(self, function: Callable[[], Output]) -> Callable[[], Output]:
-        """Records what a function does to the device. The recording does it again, with the same memory: its results, a
-        dataclass of tensors, are overwritten by the next call."""
+    def send(self, array: NDArray[Any]) -> torch.Tensor:
+        """An array on the device, without a wait for it."""
+        ...
+
+    def capture(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Records what a function does to the device. The recording does it again, with the same memory: its result is
+        overwritten by the next call."""
         ...
 
     def close(self) -> None:
@@ -75,17 +78,14 @@ class CpuDevice:
         del start, end
         return [tensor.clone() for tensor in tensors], lambda: 0.0
 
-    def capture(self, function: Callable[[], Output]) -> Callable[[], Output]:
-        """Keeps the results' tensors and writes into them."""
+    def send(self, array: NDArray[Any]) -> torch.Tensor:
+        """A copy."""
+        return torch.from_numpy(array).clone()
+
+    def capture(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Keeps the result's tensor and writes into it."""
         output = function()
-
-        def replay() -> Output:
-            again = function()
-            for field in dataclasses.fields(output):
-                getattr(output, field.name).copy_(getattr(again, field.name))
-            return output
-
-        return replay
+        return lambda: output.copy_(function())
 
     def close(self) -> None:
         """Nothing."""
@@ -138,15 +138,26 @@ class CudaDevice:
 
         return copies, wait
 
-    def capture(self, function: Callable[[], Output]) -> Callable[[], Output]:
+    def send(self, array: NDArray[Any]) -> torch.Tensor:
+        """Through pinned memory."""
+        return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+
+    def capture(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """A CUDA graph."""
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            output = function()
+        # What the collector would free meanwhile records events on the stream that is captured.
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                output = function()
+        finally:
+            if was_enabled:
+                gc.enable()
         self._pool = self._pool or graph.pool()
 
-        def replay() -> Output:
+        def replay() -> torch.Tensor:
             graph.replay()
             return output
 

@@ -1,5 +1,8 @@
-"""Where steps run: decode steps as CUDA graphs, others as they come. A step costs the host one transfer and, as a
-graph, one launch."""
+"""Where steps run: decode steps as CUDA graphs, others as they come.
+
+A decode step costs the host one transfer, one launch up to its logits, and those of sampling, which is not captured:
+its shapes are as many as there are sets of parameters.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vorta_server.runners.cuda.device import Device
-from vorta_server.runners.cuda.model import DecoderModel, StepOutput
+from vorta_server.runners.cuda.model import DecoderModel
 from vorta_server.runners.cuda.step import DeviceStep, StepLayout
 
 __all__ = ["Executor", "LaunchedStep"]
@@ -25,7 +28,7 @@ class LaunchedStep:
     """A step on its way.
 
     Attributes:
-        wait: Blocks until it has run; returns the seconds that it took on the device.
+        wait: Blocks until it has run; returns the seconds that it took on the device, 0 where they say nothing.
         token_ids: int32 [num_outputs], valid after `wait`.
         host_logits, scored_logits: float32, valid after `wait`: of the outputs asked for, and of the scored positions.
     """
@@ -62,7 +65,7 @@ class Executor:
         # Graphs find their input here.
         self._words = torch.zeros(max_words, dtype=torch.int32, device=where)
         self._last_token_ids = torch.zeros(max_outputs, dtype=torch.int32, device=where)
-        self._graphs: dict[StepLayout, Callable[[], StepOutput]] = {}
+        self._graphs: dict[StepLayout, Callable[[], torch.Tensor]] = {}
 
     @property
     def graph_keys(self) -> list[StepLayout]:
@@ -73,10 +76,10 @@ class Executor:
         """Host memory for a step, int32 [layout.num_words], to be filled and launched once."""
         return self._device.host(layout.num_words)
 
-    def run(self, function: Callable[[], None]) -> None:
+    def run(self, function: Callable[[Device], None]) -> None:
         """Does something between two steps, in their order."""
         with self._device.stream():
-            function()
+            function(self._device)
 
     def launch(
         self, layout: StepLayout, words: torch.Tensor, on_host: NDArray[np.int64], *, place: int = 0
@@ -86,22 +89,28 @@ class Executor:
         Args:
             words: From `words`, filled.
             on_host: int64, the outputs whose logits the host wants.
-            place: Where the step's tokens are put among those that the next step is fed from. Not 0 only for a step
-                with prefill chunks: a graph knows one place.
+            place: Where the step's tokens are put among those that the next step is fed from.
         """
         with self._device.stream():
             start = self._device.mark()
             self._words[: layout.num_words].copy_(words, non_blocking=True)
-            is_graph = self._use_graphs and not layout.num_prefills
-            output = self._replay(layout) if is_graph else self._compute(layout, place)
-            wanted = torch.from_numpy(on_host).to(output.logits.device)
+            is_first = False
+            if self._use_graphs and not layout.num_prefills:
+                is_first = layout.of_logits not in self._graphs
+                logits = self._replay(layout.of_logits)
+            else:
+                logits = self._logits(layout)
+            token_ids = self._model.choose(DeviceStep.of(layout, self._words), logits)
+            self._last_token_ids[place : place + layout.num_outputs] = token_ids
             # Copies of what a graph's next run overwrites.
-            leaving = [output.token_ids.clone(), output.logits[wanted], output.logits[layout.num_outputs :]]
+            wanted = logits[self._device.send(on_host)].float()
+            leaving = [token_ids, wanted, logits[layout.num_outputs :].float()]
             end = self._device.mark()
-        (token_ids, host_logits, scored_logits), wait = self._device.fetch(leaving, start, end)
+        (chosen, host_logits, scored_logits), wait = self._device.fetch(leaving, start, end)
         return LaunchedStep(
-            wait=wait,
-            token_ids=token_ids.numpy(),
+            # A capture takes a thousand steps' time, which says nothing of the next one.
+            wait=(lambda: 0 * wait()) if is_first else wait,
+            token_ids=chosen.numpy(),
             host_logits=host_logits.numpy(),
             scored_logits=scored_logits.numpy(),
         )
@@ -111,26 +120,13 @@ class Executor:
         self._device.close()
         self._graphs.clear()
 
-    def _compute(self, layout: StepLayout, place: int = 0) -> StepOutput:
-        step = DeviceStep.of(layout, self._words)
-        output = self._model.forward(step, self._last_token_ids)
-        self._last_token_ids[place : place + layout.num_outputs] = output.token_ids
-        return output
+    def _logits(self, layout: StepLayout) -> torch.Tensor:
+        return self._model.forward(DeviceStep.of(layout, self._words), self._last_token_ids)
 
-    def _replay(self, layout: StepLayout) -> StepOutput:
+    def _replay(self, layout: StepLayout) -> torch.Tensor:
         graph = self._graphs.get(layout)
         if graph is None:
-            graph = self._graphs[layout] = self._capture(layout)
+            for _ in range(_WARM_UPS):  # they write K and V that the step itself writes again
+                self._logits(layout)
+            graph = self._graphs[layout] = self._device.capture(lambda: self._logits(layout))
         return graph()
-
-    def _capture(self, layout: StepLayout) -> Callable[[], StepOutput]:
-        """Captures a layout's step. What runs meanwhile writes K and V that the step itself writes again; all else that
-        it changes is put back."""
-        changed = [self._last_token_ids, *self._model.accumulators(layout)]
-        kept = [tensor.clone() for tensor in changed]
-        for _ in range(_WARM_UPS):
-            self._compute(layout)
-        graph = self._device.capture(lambda: self._compute(layout))
-        for tensor, content in zip(changed, kept, strict=True):
-            tensor.copy_(content)
-        return graph

@@ -15,23 +15,10 @@ from vorta_kernels.reference.batch_pack import PackedBatch
 from vorta_server.compiler.rope import rope_tables
 from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.runners.cuda.counts import TokenCounts
-from vorta_server.runners.cuda.step import DeviceStep, StepLayout
+from vorta_server.runners.cuda.step import DeviceStep
 from vorta_server.runners.cuda.weights import Decoder, DecoderLayer, Linear, Rows
 
-__all__ = ["DecoderModel", "StepOutput"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepOutput:
-    """What a step computed, on the device.
-
-    Attributes:
-        logits: float32 [num_outputs + num_scored, vocab_size], the scored positions last.
-        token_ids: int32 [num_outputs], -1 where the logits hold NaN or +inf.
-    """
-
-    logits: torch.Tensor
-    token_ids: torch.Tensor
+__all__ = ["DecoderModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +40,7 @@ class DecoderModel:
 
     Args:
         cache: Written by `forward`, the same for the same step.
-        counts: Added to by `forward`.
+        counts: Added to by `choose`.
         max_model_len: Positions of the rotary tables.
 
     Attributes:
@@ -73,12 +60,9 @@ class DecoderModel:
         self._cos_sin = tables.to(decoder.embedding.device).contiguous()
         self._scale = 1 / math.sqrt(spec.head_dim)
 
-    def accumulators(self, layout: StepLayout) -> list[torch.Tensor]:
-        """What a step of this layout adds to, so that running it twice is not running it once."""
-        return [self._counts.tensors[0]] if layout.has_penalties else []
-
-    def forward(self, step: DeviceStep, last_token_ids: torch.Tensor) -> StepOutput:
-        """Computes a step.
+    def forward(self, step: DeviceStep, last_token_ids: torch.Tensor) -> torch.Tensor:
+        """Computes a step up to its logits, [num_outputs + num_scored, vocab_size] in the activations' type, the scored
+        positions last.
 
         Args:
             last_token_ids: int32 [at least the step before's outputs], the tokens that it chose.
@@ -110,13 +94,15 @@ class DecoderModel:
         # Only positions whose logits are wanted go on.
         wanted = step.output_rows
         rows, _ = self._norm(delta[wanted], decoder.norm, None if residual is None else residual[wanted], decoder.head)
-        logits = decoder.head(rows).float()
-        columns = step.columns
+        return decoder.head(rows)
+
+    def choose(self, step: DeviceStep, logits: torch.Tensor) -> torch.Tensor:
+        """The tokens of a step's outputs, int32 [num_outputs], -1 where the logits hold NaN or +inf."""
+        layout, columns = step.layout, step.columns
         if layout.has_penalties:
             counts, seen = self._counts.tensors
             columns = dataclasses.replace(columns, counts=counts, seen=seen)
-        chosen = ops.sample(logits[: layout.num_outputs], columns)
-        return StepOutput(logits=logits, token_ids=chosen.token_ids)
+        return ops.sample(logits[: layout.num_outputs], columns).token_ids
 
     def _attention(self, index: int, layer: DecoderLayer, rows: Rows, step: DeviceStep, batch: _Packed) -> torch.Tensor:
         spec, layout = self._spec, step.layout

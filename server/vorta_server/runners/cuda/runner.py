@@ -16,6 +16,7 @@ from vorta_kernels import ops
 from vorta_kernels.kv_cache import FP8, KvCache
 from vorta_server.compiler.spec import DecoderSpec
 from vorta_server.engine.runner import (
+    MAX_ENTRIES,
     Draws,
     FloatArray,
     IntArray,
@@ -103,7 +104,8 @@ class CudaRunner:
             dtype=dtype,
             device=self._device,
         )
-        self._counts = TokenCounts(config.num_slots, spec.vocab_size, self._device)
+        self._max_rows = config.num_slots // 2 + 1  # of a decode batch: the other slots are there to move to
+        self._counts = TokenCounts(self._max_rows, spec.vocab_size, self._device)
         self._widest = self._tables.table.shape[1]
         max_rows = bucket_for(config.num_slots)
         largest = StepLayout(
@@ -113,6 +115,9 @@ class CudaRunner:
             num_ends=config.num_slots,
             num_scored=config.max_batched_tokens,
             max_blocks=self._widest,
+            has_penalties=True,
+            num_biases=MAX_ENTRIES,
+            num_banned=MAX_ENTRIES,
         )
         self._executor = Executor(
             DecoderModel(spec, decoder, self._cache, self._counts, config.max_model_len),
@@ -122,6 +127,8 @@ class CudaRunner:
             max_outputs=largest.num_outputs,
             use_graphs=config.use_graphs,
         )
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # what was filled with zeros here is used on another stream
         # Where on the device each output of the last step is.
         self._places = np.zeros(0, np.int32)
         self._decode_s = 0.0
@@ -149,13 +156,23 @@ class CudaRunner:
         return self._executor.graph_keys
 
     def warm_up(self, num_rows: int) -> None:
-        """Runs an empty step of every bucket up to so many rows, so that kernels are compiled and graphs captured."""
+        """Runs steps of every bucket up to so many rows, and prompts, so that kernels are compiled and graphs captured
+        before anybody waits for them. The slots must be empty, and are afterwards."""
+        empty = StepBatch(prefills=[], decode_token_ids=np.zeros(0, np.int64), decode_lengths=np.zeros(0, np.int64))
         for bucket in buckets_up_to(num_rows):
             layout = StepLayout(num_decodes=bucket, max_blocks=min(NARROWEST, self._widest))
-            empty = StepBatch(prefills=[], decode_token_ids=np.zeros(0, np.int64), decode_lengths=np.zeros(0, np.int64))
             words = self._executor.words(layout)
             fill(empty, layout, self._tables, np.zeros(0, np.int32), words.numpy())
             self._executor.launch(layout, words, np.zeros(0, np.int64)).wait()
+        for num_tokens in sorted({1, min(17, self._config.max_model_len), self._longest_chunk()}):
+            chunk = PrefillChunk(
+                slot=0, token_ids=np.zeros(num_tokens, np.int64), num_past=0, logits=LogitsWanted.LAST, is_last=True
+            )
+            self.run(replace(empty, prefills=[chunk]))
+        self.discard_slot(0)
+
+    def _longest_chunk(self) -> int:
+        return min(self._config.max_batched_tokens, self._config.max_model_len, self._config.kv_capacity_tokens)
 
     def run(self, batch: StepBatch) -> StepResult:
         """Computes a step and waits for it; with `draws` its tokens, without them the logits of every output."""
@@ -190,13 +207,13 @@ class CudaRunner:
         self._reserve(batch)
         if draws.penalties is not None and draws.penalties.resets:
             resets = draws.penalties.resets
-            self._executor.run(lambda: self._counts.reset(resets))
+            self._executor.run(lambda device: self._counts.reset(resets, device))
         num_rows = len(batch.decode_token_ids)
         sources = draws.sources
         if len(self._places):
             sources = np.where(sources >= 0, self._places[sources], -1).astype(np.int32)
         parts = _split(batch) if batch.deterministic else [batch]
-        bucket = bucket_for(self._config.num_slots if batch.deterministic and num_rows else num_rows)
+        bucket = bucket_for(max(self._max_rows, num_rows) if batch.deterministic and num_rows else num_rows)
         launched: list[_Launched] = []
         place = first = 0
         for part in parts:
@@ -220,8 +237,7 @@ class CudaRunner:
 
     def move_slot(self, source: int, target: int, num_tokens: int) -> None:
         """Gives the source's blocks to the target."""
-        del num_tokens
-        self._tables.move(source, target)
+        self._tables.move(source, target, num_tokens)
 
     def discard_slot(self, slot: int) -> None:
         """Gives the slot's blocks back."""
@@ -250,8 +266,8 @@ class CudaRunner:
         for chunk in batch.prefills:
             pairs += self._tables.extend(chunk.slot, chunk.num_past, chunk.num_past + len(chunk.token_ids))
         if pairs:
-            wanted = torch.tensor(pairs, dtype=torch.int32)
-            self._executor.run(lambda: ops.block_copy(self._cache.tensors, wanted.to(self._device)))
+            wanted = np.array(pairs, np.int32)
+            self._executor.run(lambda device: ops.block_copy(self._cache.tensors, device.send(wanted)))
 
     def _land(self, launched: _Launched) -> StepResult:
         batch, layout, step = launched.batch, launched.layout, launched.step

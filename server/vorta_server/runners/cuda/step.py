@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,11 +25,13 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Decode rows that graphs are captured for; above the last, multiples of it."""
 
 NARROWEST = 8
-"""Columns of the narrowest block table; others are twice as wide, each with graphs of its own, so that attention is
-divided by about the length that there is."""
+"""Columns of the narrowest block table; others are four times as wide, each with graphs of its own, so that attention
+is divided by about the length that there is."""
 
 SPARE_STATE = 0
 """The row of counts of outputs that pay no penalties; what is in it is never looked at."""
+
+_WIDTHS = [NARROWEST << 2 * power for power in range(16)]
 
 _ALIGNMENT_WORDS = 4
 
@@ -81,6 +83,11 @@ class StepLayout:
     num_biases: int = 0
     num_banned: int = 0
 
+    @property
+    def of_logits(self) -> StepLayout:
+        """What of the layout computing the logits depends on. The rest lies behind it."""
+        return replace(self, has_penalties=False, num_biases=0, num_banned=0)
+
     @classmethod
     def of(cls, batch: StepBatch, num_decodes: int, block_size: int, widest: int) -> StepLayout:
         """A batch's layout, its decode rows padded to `num_decodes`, its block table at most `widest` columns wide."""
@@ -95,7 +102,7 @@ class StepLayout:
             num_chunk_tokens=sum(len(chunk.token_ids) for chunk in chunks),
             num_ends=sum(chunk.is_last for chunk in chunks),
             num_scored=sum(len(chunk.token_ids) for chunk in chunks if chunk.logits is LogitsWanted.ALL),
-            max_blocks=min(max(NARROWEST, _power_of_two(needed)), widest),
+            max_blocks=min(next(width for width in _WIDTHS if width >= needed), widest),
             has_penalties=batch.draws is not None and batch.draws.penalties is not None,
             num_biases=0 if batch.draws is None else _most(len(ids) for ids, _ in batch.draws.biases.values()),
             num_banned=0 if batch.draws is None else _most(len(ids) for ids in batch.draws.banned.values()),

@@ -99,13 +99,15 @@ class Machine(RuleBasedStateMachine):
         self.tables.share(source, goal, length)
         self.slots[goal] = self.slots[source][:length]
 
-    @rule(source=st.integers(0, 4), goal=st.integers(0, 4))
-    def move(self, source: int, goal: int) -> None:
+    @rule(source=st.integers(0, 4), goal=st.integers(0, 4), length=st.integers(0, LENGTH))
+    def move(self, source: int, goal: int, length: int) -> None:
         source, goal = source % len(self.slots), goal % len(self.slots)
         if source == goal:
             return
-        self.tables.move(source, goal)
-        self.slots[goal], self.slots[source] = self.slots[source], []
+        keep = min(length, len(self.slots[source]))
+        self.tables.move(source, goal, keep)
+        self.slots[goal], self.slots[source] = self.slots[source][:keep], []
+        assert len(self.tables.blocks(goal)) * SIZE < keep + SIZE
 
     @rule(slot=st.integers(0, 4))
     def discard(self, slot: int) -> None:

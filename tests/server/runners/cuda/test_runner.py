@@ -220,6 +220,15 @@ def test_requests_of_one_batch_have_their_own_parameters(checkpoint_of: Callable
     assert outputs(cuda_runner(checkpoint_of(GROUPED), capacity=192), 192) == expected
 
 
+def test_many_biases_fit_a_step(checkpoint_of: Callable[[Case], Path], tmp_path: Path) -> None:
+    compile_checkpoint(checkpoint_of(GROUPED), tmp_path / "artifact", precision="fp32")
+    onnx = OnnxRunner(tmp_path / "artifact", num_slots=NUM_SLOTS, max_model_len=MAX_MODEL_LEN, threads=1)
+    biases = {token: (token % 7) * 0.4 for token in range(VOCAB_SIZE)}
+    expected = conversation(engine_over(onnx), logit_bias=biases)
+    onnx.close()
+    assert conversation(engine_over(cuda_runner(checkpoint_of(GROUPED))), logit_bias=biases) == expected
+
+
 def test_little_memory_changes_no_token(checkpoint_of: Callable[[Case], Path]) -> None:
     plenty = conversation(engine_over(cuda_runner(checkpoint_of(GROUPED))))
     engine = engine_over(cuda_runner(checkpoint_of(GROUPED), capacity=256), capacity=256)
@@ -275,7 +284,7 @@ def test_a_deterministic_step_is_computed_in_parts_of_fixed_shape(
     )
     plain = logits_of(grouped, batch)
     fixed = logits_of(grouped, replace(batch, deterministic=True))
-    assert shapes == [(0, 17), (2, 18), (bucket_for(NUM_SLOTS), 0), (0, 5), (0, 6), (0, 7)]
+    assert shapes == [(0, 17), (2, 18), (bucket_for(MAX_RUNNING + 1), 0), (0, 5), (0, 6), (0, 7)]
     for one, other in zip(plain, fixed, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
