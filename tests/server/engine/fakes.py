@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vorta_server.engine.engine import Engine, EngineConfig
+from vorta_server.engine.kv import BLOCK_TOKENS
 from vorta_server.engine.request import Delta, Event, Finished, GenerationRequest, SamplingParams
+from vorta_server.engine.runner import StepBatch, StepResult
 from vorta_server.engine.scheduler import SchedulerConfig
+from vorta_server.runners.cuda.blocks import BlockTables
 from vorta_server.runners.fake import FakeRunner, FakeRunnerConfig, next_token
 
 
@@ -32,6 +35,41 @@ class Clock:
         return self.now_s
 
 
+class BookedRunner(FakeRunner):
+    """A fake runner that books its slots' memory as the cuda runner does, with no block more than the engine counts."""
+
+    tables: BlockTables
+
+    def book(self, capacity_tokens: int) -> None:
+        self.tables = BlockTables(
+            num_blocks=1 + capacity_tokens // BLOCK_TOKENS,
+            block_size=BLOCK_TOKENS,
+            num_slots=self.config.num_slots,
+            max_model_len=self.config.max_model_len,
+        )
+
+    def run(self, batch: StepBatch) -> StepResult:
+        for slot, length in enumerate(batch.decode_lengths.tolist()):
+            if length >= self.tables.writable[slot]:
+                self.tables.extend(slot, length, length + 1)
+        for chunk in batch.prefills:
+            self.tables.extend(chunk.slot, chunk.num_past, chunk.num_past + len(chunk.token_ids))
+        self.tables.check_integrity()
+        return super().run(batch)
+
+    def copy_slot(self, source: int, target: int, num_tokens: int) -> None:
+        super().copy_slot(source, target, num_tokens)
+        self.tables.share(source, target, num_tokens)
+
+    def move_slot(self, source: int, target: int, num_tokens: int) -> None:
+        FakeRunner.copy_slot(self, source, target, num_tokens)
+        self.tables.move(source, target, num_tokens)
+
+    def discard_slot(self, slot: int) -> None:
+        super().discard_slot(slot)
+        self.tables.discard(slot)
+
+
 def make_engine(
     *,
     max_running: int = 4,
@@ -43,11 +81,12 @@ def make_engine(
     clock: Clock | None = None,
     **fake: int,
 ) -> tuple[Engine, FakeRunner]:
-    runner = FakeRunner(
+    runner = BookedRunner(
         config=FakeRunnerConfig(
             vocab_size=64, max_model_len=max_model_len, num_slots=2 * max_running + 1, alphabet=(1, 60), **fake
         )
     )
+    runner.book(capacity)
     config = EngineConfig(
         scheduler=SchedulerConfig(
             max_running_requests=max_running, max_batched_tokens=max_batched_tokens, prefix_cache=prefix_cache
