@@ -67,10 +67,19 @@ class DemandReader:
         self._config = config
         self._key = key
 
-    def read(self, call: UpstreamCall, request: Message | bytes | AsyncIterable[Message | bytes]) -> Demand:
-        """The demand of a call; of many requests, or of one that is malformed, what can be told without."""
+    def read(
+        self,
+        call: UpstreamCall,
+        request: Message | bytes | AsyncIterable[Message | bytes],
+        *,
+        is_choice: bool = True,
+    ) -> Demand:
+        """The demand of a call; of many requests, or of one that is malformed, what can be told without.
+
+        Where there is one endpoint only, and so no choice, its prompt is not looked at.
+        """
         method = call.method
-        is_prompted = self._key.is_prompted(method)
+        is_prompted = is_choice and self._key.is_prompted(method)
         has_request_id = method.path in _HAS_REQUEST_ID
         message = None
         if is_prompted or has_request_id:

@@ -107,7 +107,7 @@ class BalancedUpstream:
 
     async def unary(self, call: UpstreamCall, request: Message | bytes) -> Message | bytes:
         """See `Upstream`."""
-        demand = self._demands.read(call, request)
+        demand = self._demands.read(call, request, is_choice=len(self._cluster.endpoints) > 1)
         self._num_open += 1
         try:
             if is_by_request_id(call.method):
@@ -122,7 +122,7 @@ class BalancedUpstream:
         self, call: UpstreamCall, requests: Message | bytes | AsyncIterable[Message | bytes]
     ) -> AsyncGenerator[Message | bytes, None]:
         """See `Upstream`."""
-        demand = self._demands.read(call, requests)
+        demand = self._demands.read(call, requests, is_choice=len(self._cluster.endpoints) > 1)
         route: Route = self._route_to_owner(demand) if is_by_request_id(call.method) else self._route(call, demand, [])
         # What is sent: the one request, or the caller's many.
         many = None if isinstance(requests, Message | bytes) else self._replayable(requests)
