@@ -103,7 +103,7 @@ class Executor:
             token_ids = self._model.choose(DeviceStep.of(layout, self._words), logits)
             self._last_token_ids[place : place + layout.num_outputs] = token_ids
             # Copies of what a graph's next run overwrites.
-            wanted = logits[self._device.send(on_host)].float()
+            wanted = (logits[self._device.send(on_host)] if len(on_host) else logits[:0]).float()
             leaving = [token_ids, wanted, logits[layout.num_outputs :].float()]
             end = self._device.mark()
         (chosen, host_logits, scored_logits), wait = self._device.fetch(leaving, start, end)
