@@ -35,7 +35,7 @@ def _check_vectors(client: Client) -> None:
                 raise SystemExit(1) from error
             time.sleep(0.2)
     check = client.collection("check")
-    texts = {"a": "Mira Kalden founded the company Vornesta.", "b": "Tobin Ashel works as a baker."}
+    texts = {"a": "Vornesta was founded by Mira Kalden.", "b": "Tobin Ashel works as a baker."}
     check.upsert([Point(name, text=text) for name, text in texts.items()])
     answer = client.answer("Who founded Vornesta?", "check", temperature=0)
     text = answer.result().text
