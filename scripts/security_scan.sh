@@ -5,6 +5,6 @@ set -euo pipefail
 bin="$1"
 cd "$(dirname "$0")/.."
 echo "bandit: our code"
-"$bin/bandit" --quiet --recursive --severity-level medium --exclude clients/python/vorta/v1 clients server benchmarks
+"$bin/bandit" --quiet --recursive --severity-level medium --exclude clients/python/vorta/v1 clients server gateway kernels benchmarks
 echo "pip-audit: the locked dependencies"
 "$bin/pip-audit" --strict --require-hashes --disable-pip --requirement requirements.lock

@@ -149,14 +149,14 @@ class WriteStore:
             old = self._select("SELECT row, payload FROM points WHERE payload <> '' AND row IN", rows)
             taken = [(row, *self._payloads.texts(msgspec.json.decode(payload))) for row, payload in old]
             self._connection.executemany(
-                f"INSERT INTO texts(texts, rowid, {', '.join(self._texts)})"
+                f"INSERT INTO texts(texts, rowid, {', '.join(self._texts)})"  # nosec B608: names of our own columns
                 f" VALUES('delete', ?{', ?' * len(self._texts)})",
                 [entry for entry in taken if any(entry[1:])],
             )
         for chunk in in_chunks(rows):
             marks = ",".join("?" * len(chunk))
-            self._connection.execute(f"DELETE FROM points WHERE row IN ({marks})", chunk)
-            self._connection.execute(f"DELETE FROM vectors WHERE row IN ({marks})", chunk)
+            self._connection.execute(f"DELETE FROM points WHERE row IN ({marks})", chunk)  # nosec B608: question marks
+            self._connection.execute(f"DELETE FROM vectors WHERE row IN ({marks})", chunk)  # nosec B608: question marks
 
     def _select(self, select: str, values: Sequence[Any]) -> list[Any]:
         found: list[Any] = []
@@ -168,5 +168,6 @@ class WriteStore:
         for chunk in in_chunks(entries):
             marks = f"({','.join('?' * len(chunk[0]))})"
             self._connection.execute(
-                f"INSERT INTO {table} VALUES {','.join([marks] * len(chunk))}", [v for entry in chunk for v in entry]
+                f"INSERT INTO {table} VALUES {','.join([marks] * len(chunk))}",  # nosec B608: our table, question marks
+                [v for entry in chunk for v in entry],
             )
