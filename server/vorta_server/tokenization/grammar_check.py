@@ -25,6 +25,9 @@ __all__ = ["GrammarChecker", "parser_limits"]
 MAX_COMPILE_S = 2.0
 """Seconds of a core that a grammar may take."""
 
+_MAX_WAIT_S = 60.0
+"""For an answer: far above what the process is given of a core, and above its start."""
+
 _MAX_BYTES = 2 << 30
 _MAX_MESSAGE = 500
 
@@ -77,12 +80,18 @@ class GrammarChecker:
             process = self._process = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
+        # The limit on its time on a core does not end a process that gets none.
+        limit = threading.Timer(_MAX_WAIT_S, process.kill)
+        limit.daemon = True
+        limit.start()
         try:
             process.stdin.write(line)
             process.stdin.flush()
             reply = process.stdout.readline()
         except OSError:
             reply = b""
+        finally:
+            limit.cancel()
         if not reply:
             _dispose(process)
         return reply

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -391,3 +392,40 @@ class _Slow:
     def run(self, batch: object) -> object:
         time.sleep(0.02)
         return self._run(batch)
+
+
+def test_steps_that_all_fail_end_the_worker_and_every_request_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[BaseException] = []
+    run = WorkerHost.run
+
+    def watched(host: WorkerHost) -> None:
+        try:
+            run(host)
+        except RuntimeError as error:
+            raised.append(error)
+
+    def broken(batch: object) -> None:
+        raise OSError("the device is gone")
+
+    monkeypatch.setattr(WorkerHost, "run", watched)
+    worker = Worker(tmp_path)
+    monkeypatch.setattr(
+        worker.engine,
+        "_runner",
+        SimpleNamespace(
+            run=broken,
+            info=worker.runner.info,
+            **{name: getattr(worker.runner, name) for name in ("copy_slot", "move_slot", "discard_slot", "close")},
+        ),
+    )
+    front = Front(worker.path)
+    for number in range(3):
+        front.submit(str(number))
+        ends = [event for event in front.events(str(number)) if isinstance(event, Finished)]
+        assert [end.finish_reason for end in ends] == [FinishReason.ERROR]
+    worker.thread.join(10)
+    assert not worker.thread.is_alive()
+    assert "3 steps failed" in str(raised[0])
+    front.socket.close()
