@@ -4,8 +4,9 @@
     python -m vorta_bench.random_model mini OUT
 
 `half` is a Qwen2-shaped decoder of 386 M parameters (24 layers of 896, 14 heads on 2 KV heads, vocabulary
-32,000, tied), `mini` one of 3.4 M in vorta-mini's shape (6 layers of 192). Speed depends on shapes alone; the
-text that such a model writes means nothing. Needs no torch: the same seed writes the same bytes.
+32,000, tied), `mini` one of 3.4 M in vorta-mini's shape (6 layers of 192), `encoder` a BERT of all-MiniLM-L6-v2's shape
+(6 layers of 384). Speed depends on shapes alone; the text that such a model writes means nothing. Needs no torch: the
+same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
         "rope_theta": 10000.0,
     },
+    "encoder": {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "tie_word_embeddings": False,
+    },
 }
 """config.json of each model; what they have in common is added when they are written."""
 
@@ -72,22 +88,25 @@ def write_random_checkpoint(folder: Path, preset: str, *, seed: int = 0) -> Path
     config = {**_COMMON, **PRESETS[preset]}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = dict(_tensors(config, np.random.default_rng(seed)))
+    make = _encoder_tensors if config["model_type"] == "bert" else _decoder_tensors
+    tensors = dict(make(config, np.random.default_rng(seed)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_tokenizer(folder, config["vocab_size"])
     return folder
 
 
-def _tensors(config: dict[str, Any], rng: np.random.Generator) -> Iterator[tuple[str, npt.NDArray[np.float16]]]:
+def _matrix(rng: np.random.Generator, num_rows: int, num_columns: int) -> npt.NDArray[np.float16]:
+    values = rng.standard_normal((num_rows, num_columns), np.float32)
+    values *= np.float32(num_columns**-0.5)
+    return values.astype(np.float16)
+
+
+def _decoder_tensors(config: dict[str, Any], rng: np.random.Generator) -> Iterator[tuple[str, npt.NDArray[np.float16]]]:
+    matrix = partial(_matrix, rng)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = hidden // config["num_attention_heads"]
     key = config["num_key_value_heads"] * head_dim
     has_bias = config["model_type"] == "qwen2"
-
-    def matrix(num_rows: int, num_columns: int) -> npt.NDArray[np.float16]:
-        values = rng.standard_normal((num_rows, num_columns), np.float32)
-        values *= np.float32(num_columns**-0.5)
-        return values.astype(np.float16)
 
     yield "model.embed_tokens.weight", matrix(config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
@@ -104,6 +123,28 @@ def _tensors(config: dict[str, Any], rng: np.random.Generator) -> Iterator[tuple
         yield f"{prefix}.input_layernorm.weight", np.ones(hidden, np.float16)
         yield f"{prefix}.post_attention_layernorm.weight", np.ones(hidden, np.float16)
     yield "model.norm.weight", np.ones(hidden, np.float16)
+
+
+def _encoder_tensors(config: dict[str, Any], rng: np.random.Generator) -> Iterator[tuple[str, npt.NDArray[np.float16]]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    tables = {"word": "vocab_size", "position": "max_position_embeddings", "token_type": "type_vocab_size"}
+    for table, size in tables.items():
+        yield f"embeddings.{table}_embeddings.weight", _matrix(rng, config[size], hidden)
+    norms = ["embeddings.LayerNorm"]
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"encoder.layer.{layer}"
+        for name, num_rows, num_columns in (
+            *((f"attention.self.{part}", hidden, hidden) for part in ("query", "key", "value")),
+            ("attention.output.dense", hidden, hidden),
+            ("intermediate.dense", inner, hidden),
+            ("output.dense", hidden, inner),
+        ):
+            yield f"{prefix}.{name}.weight", _matrix(rng, num_rows, num_columns)
+            yield f"{prefix}.{name}.bias", np.zeros(num_rows, np.float16)
+        norms += [f"{prefix}.attention.output.LayerNorm", f"{prefix}.output.LayerNorm"]
+    for name in norms:
+        yield f"{name}.weight", np.ones(hidden, np.float16)
+        yield f"{name}.bias", np.zeros(hidden, np.float16)
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:

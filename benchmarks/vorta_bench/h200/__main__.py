@@ -32,7 +32,7 @@ from vorta_bench.h200.stage import NO_TIME, Settings, StageModule, run_cells
 
 STAGES = (
     *("environment", "build", "parity", "sanitizer", "ceilings", "kernels"),
-    *("engine", "baselines", "wire", "providers"),
+    *("engine", "baselines", "wire", "providers", "engines"),
 )
 """In the order in which they run: later ones read the ceilings of earlier ones."""
 _COMMAND = (sys.executable, "-m", "vorta_bench.h200")

@@ -200,6 +200,9 @@ def _checks(results: Results) -> str:
         else:
             said = ", ".join(f"{value:.0f} tokens/s at {key.rsplit('_')[-1]}" for key, value in figure.items())
         rows.append(("providers", escape(name), said))
+    for name, figure in results.figures("engines").items():
+        said = f"least cosine {figure['least_cosine']:.5f} against the CPU, {figure['ms']:.3f} ms a run"
+        rows.append(("engines", escape(name), said))
     tree = results.figure("environment", "source tree")
     if tree is not None:
         size = f"{tree['bytes'] / 2**20:.1f} MiB of at most {tree['most_bytes'] / 2**20:.0f}"

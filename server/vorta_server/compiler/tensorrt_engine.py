@@ -58,6 +58,11 @@ class TensorRtBuilder:
         self._trt: Any = module
 
     @property
+    def module(self) -> Any:
+        """The package of TensorRT."""
+        return self._trt
+
+    @property
     def version(self) -> str:
         """As in "tensorrt 11.4.0"."""
         return f"{self._trt.__name__} {self._trt.__version__}"

@@ -110,7 +110,9 @@ def test_the_page_stands_alone_and_names_what_is_missing() -> None:
     page = render_page(run())
     assert not re.search(r"(src|href)=|url\(|@import|<script", page)
     assert "ImportError: no &lt;module&gt;" in page
-    assert "Stages that were not run at all: environment, build, parity, sanitizer, kernels, providers." in page
+    assert (
+        "Stages that were not run at all: environment, build, parity, sanitizer, kernels, providers, engines." in page
+    )
     assert page.count("<svg") >= 5
     assert "B0: transformers generate, bf16, static batch" in page
     assert "<b>4.17x</b>" in page  # 250 over 60 tokens/s, both in bf16
