@@ -288,6 +288,7 @@ class Engine:
             num_slots=info.num_slots,
             max_model_len=info.max_model_len,
             capacity_tokens=self._config.kv_capacity_tokens,
+            shares_blocks=info.shares_blocks,
             copy_slot=self._runner.copy_slot,
             move_slot=self._runner.move_slot,
             discard_slot=self._runner.discard_slot,

@@ -4,9 +4,10 @@ Bookkeeping only: the device's memory belongs to the runner, which moves and dis
 module knows nothing of requests, scheduling or devices.
 
 A slot is FREE, RUNNING (owned by a sequence) or CACHED (its sequence ended; the content serves as a prefix cache until
-the memory is wanted). Memory is counted in tokens by blocks: a slot keeps the blocks that it ever touched until it is
-discarded. When the resident tokens would exceed the capacity, free slots are discarded first, then cached ones, the
-least recently used first; when that is not enough `reserve` says no and the scheduler must preempt.
+the memory is wanted). Memory is counted by blocks: a slot keeps the blocks that it ever touched until it is discarded.
+When the resident tokens would exceed the capacity, free slots are discarded first, then cached ones, the least recently
+used first; when that is not enough `reserve` says no and the scheduler must preempt. Where the runner shares blocks
+(vLLM's copy-on-write blocks, https://arxiv.org/abs/2309.06180), a prefix that several slots have is counted once.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from vorta_server.engine.kv_memory import KvMemory
+
 __all__ = ["BLOCK_TOKENS", "KvSlots", "PrefixMatch", "SlotState"]
 
 BLOCK_TOKENS = 64
-"""Granularity of memory accounting."""
+"""Granularity of memory accounting, and of what runners share."""
 
-_EXCESS_TOKENS = 8 * BLOCK_TOKENS
+_EXCESS_BLOCKS = 8
 """A slot that holds this much more than a new sequence wants is given back to the system first."""
 
 MIN_PREFIX_TOKENS = 16
@@ -42,7 +45,6 @@ class SlotState(Enum):
 class _Slot:
     state: SlotState = SlotState.FREE
     length: int = 0  # valid tokens, recorded when the slot is cached or shared
-    resident: int = 0  # tokens whose memory was touched, a multiple of BLOCK_TOKENS
     last_used: int = 0
     prefix_key: tuple[int, ...] | None = None
 
@@ -71,6 +73,7 @@ class KvSlots:
         num_slots: How many there are; more than twice the most running sequences, so that a slot can always be moved.
         max_model_len: Tokens of one slot.
         capacity_tokens: Most resident tokens over all slots, at least one full slot.
+        shares_blocks: What `copy_slot` copies is in memory once, as long as nobody writes to it.
         copy_slot: Copies the first tokens of a slot on the device: (source, target, num_tokens).
         move_slot: The same where the source's content is not wanted any more.
         discard_slot: Gives a slot's memory back.
@@ -82,30 +85,35 @@ class KvSlots:
     copy_slot: Callable[[int, int, int], None]
     move_slot: Callable[[int, int, int], None]
     discard_slot: Callable[[int], None]
+    shares_blocks: bool = False
+    _memory: KvMemory = field(init=False)
     _slots: list[_Slot] = field(init=False)
     _tokens: NDArray[np.int64] = field(init=False)
     _by_prefix: dict[tuple[int, ...], set[int]] = field(init=False, default_factory=dict)
-    _resident_total: int = field(init=False, default=0)
     _clock: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        if self.capacity_tokens < _round_up(self.max_model_len):
+        slot_blocks = _num_blocks(self.max_model_len)
+        if self.capacity_tokens < slot_blocks * BLOCK_TOKENS:
             raise ValueError(
-                f"capacity_tokens must hold one full sequence of {_round_up(self.max_model_len)} tokens, "
+                f"capacity_tokens must hold one full sequence of {slot_blocks * BLOCK_TOKENS} tokens, "
                 f"got {self.capacity_tokens}"
             )
+        self._memory = KvMemory(
+            num_slots=self.num_slots, slot_blocks=slot_blocks, capacity=self.capacity_tokens // BLOCK_TOKENS
+        )
         self._slots = [_Slot() for _ in range(self.num_slots)]
         self._tokens = np.zeros((self.num_slots, self.max_model_len), np.int64)
 
     @property
     def used_tokens(self) -> int:
         """Resident tokens of running slots."""
-        return sum(slot.resident for slot in self._slots if slot.state is SlotState.RUNNING)
+        return self._memory.num_running * BLOCK_TOKENS
 
     @property
     def resident_tokens(self) -> int:
         """Resident tokens of all slots."""
-        return self._resident_total
+        return self._memory.num_held * BLOCK_TOKENS
 
     @property
     def num_cached(self) -> int:
@@ -138,70 +146,93 @@ class KvSlots:
             return None
         return best
 
-    def acquire(self, *, num_tokens: int, keep: int | None = None) -> int | None:
-        """Takes a slot for a new sequence and reserves memory for its first tokens.
+    def acquire(self, *, num_tokens: int, prefix: PrefixMatch | None = None) -> int | None:
+        """Takes a slot for a new sequence, reserves memory for its first tokens and copies a prefix into it.
 
-        Prefers a free slot, then the least recently used cached one. `keep` names a cached slot that must survive
-        because its prefix is about to be copied. None when the memory cannot be had without preempting.
+        Prefers a free slot, then the least recently used cached one; never the prefix's own. None when the memory
+        cannot be had without preempting.
         """
         wanted = self._wanted(num_tokens)
+        keep = () if prefix is None else (prefix.slot,)
+        shared = prefix.length // BLOCK_TOKENS if prefix is not None and self.shares_blocks else 0
         index = self._pick(keep, wanted)
-        if index is None or not self._can_reserve(index, wanted, keep):
+        if index is None:
+            return None
+        # What a long sequence left would count against a short one; what others hold too cannot be written to.
+        is_stale = self.shares_blocks or self._memory.count(index) > wanted + _EXCESS_BLOCKS
+        if is_stale:
+            has_room = self._can_hold(wanted - shared, *keep)
+        else:
+            has_room = self._can_hold(wanted - self._memory.count(index), index, *keep)
+        if not has_room:
             return None
         self._forget(index)
-        if self._slots[index].resident > wanted + _EXCESS_TOKENS:
-            self._discard(index)  # what a long sequence left would count against a short one
-        self._slots[index].state = SlotState.RUNNING
-        if not self.reserve(index, num_tokens, keep=keep):
+        if is_stale:
+            self._discard(index)
+        self._set_state(index, SlotState.RUNNING)
+        if prefix is not None and shared:
+            self._memory.share(prefix.slot, index, shared)
+        if not self._make_room(wanted - self._memory.count(index), keep):
             raise RuntimeError("the books do not balance: memory that was found is gone")
+        self._memory.grow(index, wanted)
+        if prefix is not None:
+            self.copy_slot(prefix.slot, index, prefix.length)
         return index
 
-    def take_over(self, slot: int, *, num_tokens: int) -> bool:
-        """Turns a cached slot into a running one with its content. False when the memory to grow cannot be had."""
-        entry = self._slots[slot]
+    def take_over(self, match: PrefixMatch, *, num_tokens: int) -> bool:
+        """Turns a cached slot into a running one with the content that matches, behind which its sequence writes.
+
+        False when the memory to grow cannot be had.
+        """
+        slot, entry = match.slot, self._slots[match.slot]
         if entry.state is not SlotState.CACHED:
             raise ValueError(f"slot {slot} is {entry.state.name}, not CACHED")
-        entry.state = SlotState.RUNNING
-        if self.reserve(slot, num_tokens):
-            self._forget(slot)
-            return True
-        entry.state = SlotState.CACHED
-        return False
-
-    def reserve(self, slot: int, num_tokens: int, *, keep: int | None = None) -> bool:
-        """Makes sure that the slot may hold so many tokens. False when others would have to be preempted."""
-        entry = self._slots[slot]
+        first = match.length // BLOCK_TOKENS
         wanted = self._wanted(num_tokens)
-        missing = wanted - entry.resident
+        missing = max(0, wanted - self._memory.count(slot)) + self._memory.shares(slot, first=first)
+        if not self._can_hold(missing, slot):
+            return False
+        self._set_state(slot, SlotState.RUNNING)
+        self._forget(slot)
+        if not self._make_room(missing):
+            raise RuntimeError("the books do not balance: memory that was found is gone")
+        self._memory.own(slot, first=first)
+        self._memory.grow(slot, wanted)
+        return True
+
+    def reserve(self, slot: int, num_tokens: int) -> bool:
+        """Makes sure that the slot may hold so many tokens. False when others would have to be preempted."""
+        wanted = self._wanted(num_tokens)
+        missing = wanted - self._memory.count(slot)
         if missing <= 0:
             return True
-        if not self._can_reserve(slot, wanted, keep):
+        if not self._can_hold(missing, slot):
             return False  # before anything cached is given up for nothing
-        while self._resident_total + missing > self.capacity_tokens:
-            if not self._reclaim_one(keep):
-                return False
-        entry.resident = wanted
-        self._resident_total += missing
+        self._make_room(missing)
+        self._memory.grow(slot, wanted)
         return True
 
     def _wanted(self, num_tokens: int) -> int:
-        return min(_round_up(num_tokens), _round_up(self.max_model_len))
+        """Blocks."""
+        return min(_num_blocks(num_tokens), _num_blocks(self.max_model_len))
 
-    def _can_reserve(self, slot: int, wanted: int, keep: int | None) -> bool:
-        """Whether giving up all that no sequence owns, but for `keep`, makes room for the slot's `wanted` tokens."""
-        missing = wanted - self._slots[slot].resident
-        if missing <= 0 or self._resident_total + missing <= self.capacity_tokens:
+    def _can_hold(self, missing: int, *keep: int) -> bool:
+        """Whether giving up all that no sequence owns, but for `keep`, makes room for so many more blocks."""
+        memory = self._memory
+        if missing <= 0 or memory.num_held + missing <= memory.capacity:
             return True
-        reclaimable = sum(
-            entry.resident
-            for index, entry in enumerate(self._slots)
-            if entry.state is not SlotState.RUNNING and index not in (keep, slot)
-        )
-        return self._resident_total + missing - reclaimable <= self.capacity_tokens
+        return memory.num_held + missing - memory.reclaimable(*keep) <= memory.capacity
+
+    def _make_room(self, missing: int, keep: tuple[int, ...] = ()) -> bool:
+        """Discards what no sequence owns until there is room for so many more blocks. False when it is not enough."""
+        while self._memory.num_held + max(missing, 0) > self._memory.capacity:
+            if not self._reclaim_one(keep):
+                return False
+        return True
 
     def reserved(self, slot: int) -> int:
         """Tokens that the slot may hold without another `reserve`."""
-        return min(self._slots[slot].resident, self.max_model_len)
+        return min(self._memory.count(slot) * BLOCK_TOKENS, self.max_model_len)
 
     def share(self, slot: int, token_ids: Sequence[int] | NDArray[np.int64]) -> None:
         """Makes the first tokens of a running slot known as a prefix that others may copy."""
@@ -212,15 +243,15 @@ class KvSlots:
         self._forget(slot)
         if cache and len(token_ids) >= MIN_PREFIX_TOKENS:
             self._remember(slot, token_ids)
-            self._slots[slot].state = SlotState.CACHED
+            self._set_state(slot, SlotState.CACHED)
         else:
-            self._slots[slot].state = SlotState.FREE
+            self._set_state(slot, SlotState.FREE)
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Moves a running sequence to a slot that no sequence owns; a cached content there is kept if it can be.
 
-        The source becomes free. Memory: the target takes what it lacks over from the source's account, so a move never
-        fails.
+        The source becomes free. Memory: the target takes the source's blocks over or, where runners do not share, what
+        it lacks, so a move never fails.
         """
         origin, goal = self._slots[source], self._slots[target]
         if origin.state is not SlotState.RUNNING or goal.state is SlotState.RUNNING or source == target:
@@ -230,17 +261,16 @@ class KvSlots:
         self.move_slot(source, target, num_tokens)
         shared = self._tokens[source, : origin.length].copy() if origin.prefix_key is not None else None
         self._forget(source)
-        goal.state, origin.state = SlotState.RUNNING, SlotState.FREE
-        self._resident_total += max(0, origin.resident - goal.resident)
-        goal.resident = max(goal.resident, origin.resident)
+        self._set_state(target, SlotState.RUNNING)
+        self._move_memory(source, target)
+        self._set_state(source, SlotState.FREE)
         if shared is not None:
             self._remember(target, shared)
-        while self._resident_total > self.capacity_tokens and self._reclaim_one(None):
-            pass
+        self._make_room(0)
 
     def spare_slot(self, *, exclude: int) -> int:
         """A slot that no sequence owns, other than `exclude`: free if there is one, else the least recently used."""
-        index = self._pick(exclude, 0)
+        index = self._pick((exclude,), 0)
         if index is None:
             raise RuntimeError("no spare slot: num_slots must exceed twice the running sequences")
         if self._slots[index].state is SlotState.CACHED:
@@ -256,36 +286,38 @@ class KvSlots:
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the books do not balance; for tests and idle time."""
-        assert self._resident_total == sum(slot.resident for slot in self._slots)
-        assert self._resident_total <= self.capacity_tokens
+        self._memory.check_integrity()
+        assert self._memory.num_held <= self._memory.capacity
+        if not self.shares_blocks:
+            assert self._memory.num_held == sum(map(self._memory.count, range(self.num_slots)))
         for index, slot in enumerate(self._slots):
-            assert slot.resident % BLOCK_TOKENS == 0
             if slot.prefix_key is not None:
                 assert index in self._by_prefix[slot.prefix_key]
                 assert slot.length >= MIN_PREFIX_TOKENS
             if slot.state is SlotState.CACHED:
                 assert slot.prefix_key is not None
-                assert slot.resident >= slot.length
+                assert self._memory.count(index) * BLOCK_TOKENS >= slot.length
             if slot.state is SlotState.FREE:
                 assert slot.prefix_key is None
         for key, members in self._by_prefix.items():
             assert members, key
 
-    def _pick(self, exclude: int | None, wanted: int) -> int | None:
+    def _pick(self, exclude: tuple[int, ...], wanted: int) -> int | None:
         """The free slot whose resident memory fits best, else the least recently used cached slot."""
-        free = [i for i, s in enumerate(self._slots) if s.state is SlotState.FREE and i != exclude]
+        free = [i for i, s in enumerate(self._slots) if s.state is SlotState.FREE and i not in exclude]
         if free:
-            return min(free, key=lambda i: (self._slots[i].resident < wanted, abs(self._slots[i].resident - wanted), i))
-        cached = [i for i, s in enumerate(self._slots) if s.state is SlotState.CACHED and i != exclude]
+            counts = self._memory.count
+            return min(free, key=lambda i: (counts(i) < wanted, abs(counts(i) - wanted), i))
+        cached = [i for i, s in enumerate(self._slots) if s.state is SlotState.CACHED and i not in exclude]
         return min(cached, key=lambda i: self._slots[i].last_used, default=None)
 
-    def _reclaim_one(self, keep: int | None) -> bool:
+    def _reclaim_one(self, keep: tuple[int, ...]) -> bool:
         """Discards one unowned slot's memory: a free one before a cached one. False when there is none."""
-        free = [i for i, s in enumerate(self._slots) if s.state is SlotState.FREE and s.resident and i != keep]
-        if free:
-            self._discard(free[0])
-            return True
-        cached = [i for i, s in enumerate(self._slots) if s.state is SlotState.CACHED and i != keep]
+        for index, slot in enumerate(self._slots):
+            if slot.state is SlotState.FREE and self._memory.count(index) and index not in keep:
+                self._discard(index)
+                return True
+        cached = [i for i, s in enumerate(self._slots) if s.state is SlotState.CACHED and i not in keep]
         if not cached:
             return False
         index = min(cached, key=lambda i: self._slots[i].last_used)
@@ -295,31 +327,46 @@ class KvSlots:
 
     def _evacuate(self, slot: int) -> None:
         """Moves a cached content to a free slot when that needs no eviction; otherwise drops it."""
-        entry = self._slots[slot]
+        entry, memory = self._slots[slot], self._memory
         free = [i for i, s in enumerate(self._slots) if s.state is SlotState.FREE]
-        target = max(free, key=lambda i: self._slots[i].resident, default=None)
-        missing = 0 if target is None else max(0, _round_up(entry.length) - self._slots[target].resident)
-        if target is None or self._resident_total + missing > self.capacity_tokens:
+        target = max(free, key=memory.count, default=None)
+        missing = 0
+        if target is not None and not self.shares_blocks:
+            missing = max(0, _num_blocks(entry.length) - memory.count(target))
+        if target is None or memory.num_held + missing > memory.capacity:
             self._drop(slot)
             return
         self.move_slot(slot, target, entry.length)
-        self._slots[target].resident += missing
-        self._resident_total += missing
         tokens, last_used = self._tokens[slot, : entry.length].copy(), entry.last_used
         self._drop(slot)
+        if self.shares_blocks:
+            self._move_memory(slot, target)
+        else:
+            memory.grow(target, _num_blocks(len(tokens)))
         self._remember(target, tokens)
-        self._slots[target].state = SlotState.CACHED
+        self._set_state(target, SlotState.CACHED)
         self._slots[target].last_used = last_used
+
+    def _move_memory(self, source: int, target: int) -> None:
+        """The target's account after the device's slot was moved there."""
+        if self.shares_blocks:
+            self._memory.discard(target)
+            self._memory.move(source, target)
+        else:
+            self._memory.grow(target, self._memory.count(source))
+
+    def _set_state(self, slot: int, state: SlotState) -> None:
+        self._slots[slot].state = state
+        self._memory.set_running(slot, state is SlotState.RUNNING)
 
     def _drop(self, slot: int) -> None:
         self._forget(slot)
-        self._slots[slot].state = SlotState.FREE
+        self._set_state(slot, SlotState.FREE)
 
     def _discard(self, slot: int) -> None:
-        if self._slots[slot].resident:
+        if self._memory.count(slot):
             self.discard_slot(slot)
-            self._resident_total -= self._slots[slot].resident
-            self._slots[slot].resident = 0
+            self._memory.discard(slot)
 
     def _remember(self, slot: int, token_ids: Sequence[int] | NDArray[np.int64]) -> None:
         self._forget(slot)
@@ -344,5 +391,5 @@ class KvSlots:
         entry.length = 0
 
 
-def _round_up(num_tokens: int) -> int:
-    return -(-num_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+def _num_blocks(num_tokens: int) -> int:
+    return -(-num_tokens // BLOCK_TOKENS)

@@ -53,6 +53,7 @@ class RunnerInfo:
         num_slots: KV slots; more than twice the sequences that run together, so that slots can be moved.
         kv_bytes_per_token: Bytes of K and V of one token over all layers.
         samples: It is a `SamplingRunner`.
+        shares_blocks: What one slot copies from another is in memory once, in whole blocks of 64 tokens.
     """
 
     vocab_size: int
@@ -60,6 +61,7 @@ class RunnerInfo:
     num_slots: int
     kv_bytes_per_token: int
     samples: bool = False
+    shares_blocks: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

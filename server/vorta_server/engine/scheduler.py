@@ -394,14 +394,11 @@ class Scheduler:
         match = None
         if self.config.prefix_cache and not sequence.wants_prompt_logits and not sequence.is_deterministic:
             match = self.kv.find_prefix(prompt)
-        if match is not None and match.is_continuation and self.kv.take_over(match.slot, num_tokens=wanted):
+        if match is not None and match.is_continuation and self.kv.take_over(match, num_tokens=wanted):
             sequence.slot, sequence.num_computed = match.slot, match.length
-        elif (slot := self.kv.acquire(num_tokens=wanted, keep=match.slot if match else None)) is not None:
-            sequence.slot, sequence.num_computed = slot, 0
-            if match is not None:
-                self.kv.copy_slot(match.slot, slot, match.length)
-                sequence.num_computed = match.length
-        elif match is not None and match.is_idle and self.kv.take_over(match.slot, num_tokens=wanted):
+        elif (slot := self.kv.acquire(num_tokens=wanted, prefix=match)) is not None:
+            sequence.slot, sequence.num_computed = slot, match.length if match is not None else 0
+        elif match is not None and match.is_idle and self.kv.take_over(match, num_tokens=wanted):
             sequence.slot, sequence.num_computed = match.slot, match.length
         else:
             return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vorta_server.engine.engine import Engine, EngineConfig
 from vorta_server.engine.kv import BLOCK_TOKENS
 from vorta_server.engine.request import Delta, Event, Finished, GenerationRequest, SamplingParams
-from vorta_server.engine.runner import StepBatch, StepResult
+from vorta_server.engine.runner import RunnerInfo, StepBatch, StepResult
 from vorta_server.engine.scheduler import SchedulerConfig
 from vorta_server.runners.cuda.blocks import BlockTables
 from vorta_server.runners.fake import FakeRunner, FakeRunnerConfig, next_token
@@ -39,6 +40,11 @@ class BookedRunner(FakeRunner):
     """A fake runner that books its slots' memory as the cuda runner does, with no block more than the engine counts."""
 
     tables: BlockTables
+    shares_blocks = False
+
+    @property
+    def info(self) -> RunnerInfo:
+        return replace(super().info, shares_blocks=self.shares_blocks)
 
     def book(self, capacity_tokens: int) -> None:
         self.tables = BlockTables(
@@ -78,6 +84,7 @@ def make_engine(
     max_batched_tokens: int = 32,
     max_waiting: int = 64,
     prefix_cache: bool = True,
+    shares_blocks: bool = False,
     clock: Clock | None = None,
     **fake: int,
 ) -> tuple[Engine, FakeRunner]:
@@ -87,6 +94,7 @@ def make_engine(
         )
     )
     runner.book(capacity)
+    runner.shares_blocks = shares_blocks
     config = EngineConfig(
         scheduler=SchedulerConfig(
             max_running_requests=max_running, max_batched_tokens=max_batched_tokens, prefix_cache=prefix_cache

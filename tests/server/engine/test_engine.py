@@ -499,9 +499,16 @@ actions = st.lists(
     budget=st.integers(1, 40),
     hold=st.booleans(),
     samples=st.booleans(),
+    shares_blocks=st.booleans(),
 )
 def test_any_history_ends_every_request_once_with_the_right_tokens(
-    actions: list[tuple], max_running: int, blocks: int, budget: int, hold: bool, samples: bool
+    actions: list[tuple],
+    max_running: int,
+    blocks: int,
+    budget: int,
+    hold: bool,
+    samples: bool,
+    shares_blocks: bool,
 ) -> None:
     engine, runner = make_engine(
         max_running=max_running,
@@ -510,6 +517,7 @@ def test_any_history_ends_every_request_once_with_the_right_tokens(
         max_batched_tokens=budget,
         eos_every=29,
         samples=samples,
+        shares_blocks=shares_blocks,
     )
     submitted: dict[str, tuple[list[int], int, int]] = {}
     cancelled: set[str] = set()

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vorta_server.engine.kv import BLOCK_TOKENS, KvSlots, SlotState
+from vorta_server.engine.kv import BLOCK_TOKENS, KvSlots, PrefixMatch, SlotState
+from vorta_server.runners.cuda.blocks import BlockTables
 
 
 class Device:
@@ -28,13 +29,49 @@ class Device:
     def discard(self, slot: int) -> None:
         self.slots[slot] = -1
 
+    def read(self, slot: int, length: int) -> np.ndarray:
+        return self.slots[slot, :length]
 
-def make(num_slots: int = 7, length: int = 256, capacity: int = 1024) -> tuple[KvSlots, Device]:
-    device = Device(num_slots, length)
+    def write(self, slot: int, start: int, tokens: np.ndarray) -> None:
+        self.slots[slot, start : start + len(tokens)] = tokens
+
+
+class PagedDevice:
+    """Blocks that slots share until they write to them, as many as the engine may use; MemoryError when they are out.
+
+    The tables are the cuda runner's own.
+    """
+
+    def __init__(self, num_slots: int, length: int, capacity: int) -> None:
+        num_blocks = 1 + capacity // BLOCK_TOKENS
+        self.tables = BlockTables(
+            num_blocks=num_blocks, block_size=BLOCK_TOKENS, num_slots=num_slots, max_model_len=length
+        )
+        self.blocks = np.full((num_blocks, BLOCK_TOKENS), -1, np.int64)
+        self.copy, self.move, self.discard = self.tables.share, self.tables.move, self.tables.discard
+
+    def read(self, slot: int, length: int) -> np.ndarray:
+        return self.blocks[self.tables.blocks(slot)].reshape(-1)[:length]
+
+    def write(self, slot: int, start: int, tokens: np.ndarray) -> None:
+        if not len(tokens):
+            return
+        for source, target in self.tables.extend(slot, start, start + len(tokens)):
+            self.blocks[target] = self.blocks[source]
+        places = np.arange(start, start + len(tokens))
+        blocks = np.array(self.tables.blocks(slot))[places // BLOCK_TOKENS]
+        self.blocks[blocks, places % BLOCK_TOKENS] = tokens
+
+
+def make(
+    num_slots: int = 7, length: int = 256, capacity: int = 1024, *, shares_blocks: bool = False
+) -> tuple[KvSlots, Device | PagedDevice]:
+    device = PagedDevice(num_slots, length, capacity) if shares_blocks else Device(num_slots, length)
     slots = KvSlots(
         num_slots=num_slots,
         max_model_len=length,
         capacity_tokens=capacity,
+        shares_blocks=shares_blocks,
         copy_slot=device.copy,
         move_slot=device.move,
         discard_slot=device.discard,
@@ -76,7 +113,7 @@ def test_running_slot_can_be_shared_but_not_taken() -> None:
     assert match is not None
     assert not match.is_idle
     with pytest.raises(ValueError, match="RUNNING"):
-        slots.take_over(slot, num_tokens=60)
+        slots.take_over(match, num_tokens=60)
 
 
 def test_memory_runs_out_only_when_running_slots_hold_it() -> None:
@@ -95,8 +132,52 @@ def test_kept_slot_survives_an_acquire() -> None:
     first = slots.acquire(num_tokens=20)
     assert first is not None
     slots.release(first, np.arange(20), cache=True)
-    assert slots.acquire(num_tokens=20, keep=first) is None
+    match = slots.find_prefix(np.arange(25))
+    assert match is not None
+    assert slots.acquire(num_tokens=25, prefix=match) is None
     assert slots.state(first) is SlotState.CACHED
+
+
+@pytest.mark.parametrize(("shares_blocks", "num_admitted"), [(False, 2), (True, 7)])
+def test_a_prefix_that_many_sequences_have_is_counted_once(shares_blocks: bool, num_admitted: int) -> None:
+    """Ten blocks; prompts of four, of which three are a prefix."""
+    slots, device = make(20, 4 * BLOCK_TOKENS, 10 * BLOCK_TOKENS, shares_blocks=shares_blocks)
+    prefix = np.arange(3 * BLOCK_TOKENS)
+    admitted = 0
+    for number in range(10):
+        prompt = np.concatenate([prefix, np.full(BLOCK_TOKENS, number)])
+        match = slots.find_prefix(prompt)
+        slot = slots.acquire(num_tokens=len(prompt), prefix=match)
+        if slot is None:
+            break
+        num_past = match.length if match is not None else 0
+        assert num_past == (len(prefix) if number else 0)
+        device.write(slot, num_past, prompt[num_past:])
+        slots.share(slot, prompt)
+        admitted += 1
+        slots.check_integrity()
+    assert admitted == num_admitted
+    assert slots.used_tokens == (10 if shares_blocks else 8) * BLOCK_TOKENS
+
+
+def test_a_shorter_match_is_taken_over_with_blocks_of_its_own() -> None:
+    """What another sequence shares behind the match is counted anew, since it will be written to."""
+    slots, device = make(9, 4 * BLOCK_TOKENS, 8 * BLOCK_TOKENS, shares_blocks=True)
+    first = slots.acquire(num_tokens=4 * BLOCK_TOKENS)
+    assert first is not None
+    tokens = np.arange(4 * BLOCK_TOKENS)
+    device.write(first, 0, tokens)
+    slots.release(first, tokens, cache=True)
+    longer = np.append(tokens[: 3 * BLOCK_TOKENS], [-1])
+    second = slots.acquire(num_tokens=len(longer), prefix=slots.find_prefix(longer))
+    assert slots.resident_tokens == 5 * BLOCK_TOKENS
+    match = PrefixMatch(slot=first, length=BLOCK_TOKENS + 3, is_idle=True, is_continuation=False)
+    assert slots.take_over(match, num_tokens=4 * BLOCK_TOKENS)
+    assert slots.resident_tokens == 7 * BLOCK_TOKENS
+    device.write(first, match.length, np.full(4 * BLOCK_TOKENS - match.length, 5))
+    assert second is not None
+    assert (device.read(second, 3 * BLOCK_TOKENS) == tokens[: 3 * BLOCK_TOKENS]).all()
+    slots.check_integrity()
 
 
 def test_clear_cache_gives_all_memory_back() -> None:
@@ -112,9 +193,9 @@ def test_clear_cache_gives_all_memory_back() -> None:
 class KvMachine(RuleBasedStateMachine):
     """Sequences come, grow, move and go; each one's tokens must stay in its slot."""
 
-    @initialize(num_slots=st.integers(3, 9), blocks=st.integers(4, 12))
-    def start(self, num_slots: int, blocks: int) -> None:
-        self.slots, self.device = make(num_slots, 4 * BLOCK_TOKENS, blocks * BLOCK_TOKENS)
+    @initialize(num_slots=st.integers(3, 9), blocks=st.integers(4, 12), shares_blocks=st.booleans())
+    def start(self, num_slots: int, blocks: int, shares_blocks: bool) -> None:
+        self.slots, self.device = make(num_slots, 4 * BLOCK_TOKENS, blocks * BLOCK_TOKENS, shares_blocks=shares_blocks)
         self.num_slots = num_slots
         self.owned: dict[int, np.ndarray] = {}
         self.ended: list[np.ndarray] = []
@@ -123,28 +204,26 @@ class KvMachine(RuleBasedStateMachine):
     def prompt(self, length: int, family: int) -> np.ndarray:
         return np.concatenate([np.full(length // 2, family), self.rng.integers(0, 3, length - length // 2)])
 
-    @rule(length=st.integers(1, 4 * BLOCK_TOKENS), family=st.integers(0, 2))
-    def acquire(self, length: int, family: int) -> None:
+    @rule(length=st.integers(1, 4 * BLOCK_TOKENS), family=st.integers(0, 2), takes_over=st.booleans())
+    def acquire(self, length: int, family: int, takes_over: bool) -> None:
         if len(self.owned) * 2 + 1 >= self.num_slots:
             return
         tokens = self.prompt(length, family)
         match = self.slots.find_prefix(tokens)
         num_past = 0
         if match is not None:
-            assert (self.device.slots[match.slot, : match.length] == tokens[: match.length]).all()
-        if match is not None and match.is_idle:
-            if not self.slots.take_over(match.slot, num_tokens=length):
+            assert (self.device.read(match.slot, match.length) == tokens[: match.length]).all()
+            num_past = match.length
+        if match is not None and match.is_idle and takes_over:
+            if not self.slots.take_over(match, num_tokens=length):
                 return
-            slot, num_past = match.slot, match.length
+            slot = match.slot
         else:
-            acquired = self.slots.acquire(num_tokens=length, keep=match.slot if match else None)
+            acquired = self.slots.acquire(num_tokens=length, prefix=match)
             if acquired is None:
                 return
             slot = acquired
-            if match is not None:
-                self.device.copy(match.slot, slot, match.length)
-                num_past = match.length
-        self.device.slots[slot, num_past:length] = tokens[num_past:]
+        self.device.write(slot, num_past, tokens[num_past:])
         self.owned[slot] = tokens
         self.slots.share(slot, tokens)
 
@@ -155,7 +234,7 @@ class KvMachine(RuleBasedStateMachine):
         tokens = self.owned[slot]
         if len(tokens) < 4 * BLOCK_TOKENS and self.slots.reserve(slot, len(tokens) + 1):
             assert self.slots.reserved(slot) >= len(tokens) + 1
-            self.device.slots[slot, len(tokens)] = 7
+            self.device.write(slot, len(tokens), np.array([7]))
             self.owned[slot] = np.append(tokens, 7)
 
     @precondition(lambda self: self.owned)
@@ -188,7 +267,7 @@ class KvMachine(RuleBasedStateMachine):
         self.slots.check_integrity()
         for slot, tokens in self.owned.items():
             assert self.slots.state(slot) is SlotState.RUNNING
-            assert (self.device.slots[slot, : len(tokens)] == tokens).all()
+            assert (self.device.read(slot, len(tokens)) == tokens).all()
 
 
 TestKvMachine = KvMachine.TestCase

@@ -148,6 +148,7 @@ class CudaRunner:
                 dtype=self._cache.dtype,
             ),
             samples=True,
+            shares_blocks=True,
         )
 
     @property

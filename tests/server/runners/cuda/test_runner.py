@@ -230,9 +230,9 @@ def test_many_biases_fit_a_step(checkpoint_of: Callable[[Case], Path], tmp_path:
 
 
 def test_little_memory_changes_no_token(checkpoint_of: Callable[[Case], Path]) -> None:
-    plenty = conversation(engine_over(cuda_runner(checkpoint_of(GROUPED))))
-    engine = engine_over(cuda_runner(checkpoint_of(GROUPED), capacity=256), capacity=256)
-    assert conversation(engine) == plenty
+    plenty = conversation(engine_over(cuda_runner(checkpoint_of(GROUPED))), max_tokens=40)
+    engine = engine_over(cuda_runner(checkpoint_of(GROUPED), capacity=192), capacity=192)
+    assert conversation(engine, max_tokens=40) == plenty
     assert engine.num_preemptions > 0
 
 
