@@ -50,6 +50,10 @@ class PackedAttention {
 
   // to = the head's vector at this position, normed and rotated as the data wants.
   void prepare(const float* x, const float* norm, int64_t position, float* to) const;
+  // The queries of a tile of 16 rows, scaled, as [head_dim, 16]; `rest` is memory for 16 of them.
+  void pack_queries(const Block& block, int64_t head, int64_t first_row, int64_t rows, float* rest, float* to) const;
+  // What is added to the scores [count, 16] of a tile's rows for keys `begin` and on.
+  void add_bias(const Block& block, int64_t head, int64_t first_row, int64_t begin, int64_t count, float* scores) const;
   int64_t queries_per_block() const;
 
   PackedAttentionShape shape_;
