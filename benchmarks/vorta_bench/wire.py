@@ -9,6 +9,7 @@ peer        tokens/s of 8 and 32 streams over llama-cpp-python's own server with
 stall       p99 inter-token time of 8 streams while a long prompt arrives, over the same without it.
 soak        full load for a time; resident memory of front and worker at intervals.
 single      one request of 100 tokens: seconds end to end and the reported tokens_per_second.
+account     what a step costs beside the model, and each process's CPU by step, message and token (`account.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import signal
 import socket
@@ -36,8 +38,9 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vorta.v1 import inference_pb2, inference_pb2_grpc
+from vorta_bench import account
 
-__all__ = ["main"]
+__all__ = ["main", "prompt_token_ids", "serving"]
 
 PROMPT_TOKENS = 16
 
@@ -58,14 +61,18 @@ class Server:
     address: str
     http_port: int
 
+    def workers(self, model: Path | None = None) -> list[int]:
+        """Process ids of its workers: all of them, or the one that serves a model's folder."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        wanted = b"workers.main" if model is None else str(model).encode()
+        return [pid for pid, command in commands.items() if b"workers.main" in command and wanted in command]
+
     def resident_bytes(self) -> dict[str, int]:
         """Resident memory by process: the front, and its workers together."""
         sizes = {"front": _resident_bytes(self.process.pid)}
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for child in children:
-            command = Path(f"/proc/{child}/cmdline").read_bytes()
-            if b"workers.main" in command:
-                sizes["worker"] = sizes.get("worker", 0) + _resident_bytes(int(child))
+        for worker in self.workers():
+            sizes["worker"] = sizes.get("worker", 0) + _resident_bytes(worker)
         return sizes
 
 
@@ -124,9 +131,14 @@ async def _wait_until_serving(address: str, process: subprocess.Popen[bytes]) ->
     raise SystemExit("the server did not begin to serve within 300 s")
 
 
+def prompt_token_ids(index: int, num_tokens: int = PROMPT_TOKENS) -> list[int]:
+    """The prompt of the stream of this index."""
+    return [10 + (index * 7919 + i * 104729) % 3000 for i in range(num_tokens)]
+
+
 def _request(index: int, num_tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> inference_pb2.StreamGenerateRequest:
     return inference_pb2.StreamGenerateRequest(
-        prompt_token_ids=[10 + (index * 7919 + i * 104729) % 3000 for i in range(prompt_tokens)],
+        prompt_token_ids=prompt_token_ids(index, prompt_tokens),
         max_tokens=num_tokens,
         temperature=0.0,
         ignore_eos=True,
@@ -370,6 +382,40 @@ def _single(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+async def _account_round(server: Server, model: Path, streams: int, num_tokens: int) -> dict[str, float]:
+    (worker,) = server.workers(model)
+    pids = {"client": os.getpid(), "front": server.process.pid, "worker": worker}
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        await _stream(stub, _request(99, 2))
+
+        async def read() -> tuple[int, int]:
+            results = await asyncio.gather(*(_stream(stub, _request(i, num_tokens)) for i in range(streams)))
+            return sum(map(len, results)), sum(count for arrivals in results for _, count in arrivals)
+
+        return await account.whole(pids, read, streams=streams)
+
+
+def _account(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for streams in arguments.streams:
+        alone = account.worker_alone(arguments.model, streams, arguments.tokens, arguments.threads)
+        rows.append({"streams": streams, "tokens": arguments.tokens, "worker_alone": alone})
+    with serving(_serve_arguments(arguments)) as server:
+        for row in rows:
+            streams = row["streams"]
+            uvloop.run(_wire_round(server.address, streams, 4))
+            rounds = [
+                uvloop.run(_account_round(server, arguments.model, streams, arguments.tokens))
+                for _ in range(arguments.rounds)
+            ]
+            row["whole"] = {key: statistics.median(part[key] for part in rounds) for key in rounds[0]}
+            for name in ("worker_alone", "whole"):
+                values = ", ".join(f"{key} {value:.4g}" for key, value in row[name].items())
+                print(f"{streams:3d} streams, {name.replace('_', ' ')}: {values}", flush=True)
+    return rows
+
+
 def _serve_arguments(arguments: argparse.Namespace) -> list[str]:
     return [] if arguments.model is None else ["--model", str(arguments.model), *arguments.serve]
 
@@ -378,7 +424,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "scenario", nargs="?", choices=["throughput", "peer", "stall", "soak", "single"], default="single"
+        "scenario", nargs="?", choices=["throughput", "peer", "stall", "soak", "single", "account"], default="single"
     )
     parser.add_argument("--model", type=Path, help="artifact folder; needed by throughput. Default: the default model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
@@ -392,15 +438,27 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the checkpoint as GGUF; needed by peer")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--drain-worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare is not None:
         bare_loop(arguments.bare, arguments.threads)
         return
-    if arguments.scenario == "throughput" and arguments.model is None:
-        parser.error("throughput needs --model ARTIFACT")
+    if arguments.drain_worker is not None:
+        path, streams, tokens = arguments.drain_worker
+        account.drain_worker(Path(path), int(streams), int(tokens))
+        return
+    if arguments.scenario in ("throughput", "account") and arguments.model is None:
+        parser.error(f"{arguments.scenario} needs --model ARTIFACT")
     if arguments.scenario == "peer" and (arguments.peer_python is None or arguments.gguf is None):
         parser.error("peer needs --peer-python and --gguf")
-    scenarios = {"throughput": _throughput, "peer": _peer, "stall": _stall, "soak": _soak, "single": _single}
+    scenarios = {
+        "throughput": _throughput,
+        "peer": _peer,
+        "stall": _stall,
+        "soak": _soak,
+        "single": _single,
+        "account": _account,
+    }
     rows = scenarios[arguments.scenario](arguments)
     if arguments.out is not None:
         document = {

@@ -39,7 +39,6 @@ from vorta_server.front.method import bind_service
 from vorta_server.front.probes import probe_pages
 from vorta_server.front.resume import ResumeBudget
 from vorta_server.front.server import GrpcConfig, GrpcServer
-from vorta_server.front.stream import WritePacer
 from vorta_server.front.vector_service import VectorService
 from vorta_server.front.vector_store import VectorStore
 from vorta_server.observability.metrics import Metrics
@@ -54,6 +53,7 @@ from vorta_server.registry.source import (
 )
 from vorta_server.settings import Settings
 from vorta_server.workers.config import VectorConfig, WorkerConfig
+from vorta_server.workers.pacing import WritePacer
 from vorta_server.workers.supervisor import HOST_COMMAND, RestartConfig, Supervisor
 
 __all__ = ["App"]
@@ -185,8 +185,7 @@ class App:
             registry=self.registry,
             generations=self.generations,
             pacer=WritePacer(
-                write_cost_s=settings.front.write_cost_s,
-                write_share=settings.front.write_share,
+                interval_per_stream_s=settings.front.write_interval_per_stream_s,
                 max_interval_s=settings.front.max_write_interval_s,
             ),
             resume_budget=ResumeBudget(
@@ -400,6 +399,8 @@ class App:
             kv_memory_bytes=worker.kv_memory_bytes,
             prefix_cache=worker.prefix_cache,
             flush_interval_s=worker.flush_interval_s,
+            write_interval_per_stream_s=settings.front.write_interval_per_stream_s,
+            max_write_interval_s=settings.front.max_write_interval_s,
             max_batch_tokens=settings.embedding.max_batch_tokens,
             max_waiting_texts=settings.embedding.max_waiting_texts,
             max_waiting_tokens=settings.embedding.max_waiting_tokens,

@@ -94,14 +94,21 @@ class FrontSettings:
     Attributes:
         max_concurrent_requests: Calls in flight; more are refused.
         max_buffered_bytes_per_stream: Events that may wait for a slow reader before its stream ends.
-        write_cost_s, write_share, max_write_interval_s: Pacing of streams; see `front.stream.WritePacer`.
+        write_cost_s: About what a streamed message costs, in CPU seconds.
+        write_share: Of this machine's CPUs, what all streams together may spend on messages.
+        max_write_interval_s: The longest that a token waits for others; see `workers.pacing.WritePacer`.
     """
 
     max_concurrent_requests: Count = 1024
     max_buffered_bytes_per_stream: NumBytes = 1024 * 1024
-    write_cost_s: Seconds = 200e-6
-    write_share: Annotated[float, Gt(0), Le(1)] = 0.03
+    write_cost_s: Seconds = 500e-6
+    write_share: Annotated[float, Gt(0), Le(1)] = 0.01
     max_write_interval_s: Annotated[float, Ge(0), Le(1)] = 0.05
+
+    @property
+    def write_interval_per_stream_s(self) -> float:
+        """Seconds between two messages of a stream that is alone; of N, N times as much."""
+        return self.write_cost_s / (self.write_share * len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,6 +231,7 @@ class Engine:
 
     def release(self) -> list[Event]:
         """The deltas that `step(hold=True)` kept back."""
+        self._catch_up()
         deltas = [self._output.release(sequence) for sequence in self._rows.sequences]
         return [delta for delta in deltas if delta is not None]
 
@@ -250,7 +251,8 @@ class Engine:
             return events
         started = self._clock()
         try:
-            self._fly(events, hold)
+            if not (hold and self._repeat(events)):
+                self._fly(events, hold)
             self._num_failures = 0
         except Exception as error:
             logger.exception("the step failed")
@@ -263,6 +265,7 @@ class Engine:
     def _fly(self, events: list[Event], hold: bool) -> None:
         """Launches a step and lands one: the same, or with a runner that samples the one before it, so that the device
         computes while the host looks at tokens."""
+        self._catch_up()
         if self._flight is not None and self._flight.needs_host:
             self._land(events, hold, is_last=True)
         try:
@@ -275,8 +278,41 @@ class Engine:
         if self._sampling_runner is None:
             self._land(events, hold, is_last=True)
 
+    def _repeat(self, events: list[Event]) -> bool:
+        """Computes a step of the last one's rows where that is all there is to do; False where it is not.
+
+        Almost every step is one of these, so what a token costs beside the model is what this does: rows learn of
+        their tokens when somebody asks (`_catch_up`), unless one of them ends.
+        """
+        rows = self._rows
+        if self._sampling_runner is not None or rows.watched or rows is not self._launched_rows:
+            return False
+        batch = self._scheduler.repeat()
+        if batch is None:
+            return False
+        result = self._runner.run(batch)
+        assert result.decode_logits is not None
+        self._scheduler.speed.observe_decode(result.decode_s)
+        sampled = self._sampler.sample(result.decode_logits, rows.states)
+        self.counters.batch_size_sum += len(rows.states)
+        self._scheduler.advance_repeated(sampled.token_ids)
+        urgent = rows.accept(sampled.token_ids)
+        if urgent or sampled.bad_rows:
+            self._catch_up()
+            self._take_rows(sampled, urgent, events, hold=True)
+        else:
+            self.counters.generated_tokens += len(rows.states)
+            rows.keep(sampled.token_ids, self._clock())
+        return True
+
+    def _catch_up(self) -> None:
+        """Tells the sequences of what `_repeat` did. Due before anything else looks at them."""
+        self._scheduler.catch_up()
+        self._rows.hand_over()
+
     def check_integrity(self) -> None:
         """Raises AssertionError when the books do not balance; for tests and idle time."""
+        self._catch_up()
         self._kv.check_integrity()
         if not self._requests:
             assert not self._scheduler.has_work
@@ -441,19 +477,14 @@ class Engine:
             self._scheduler.land([*plan.decoding, *ready])
             if is_last:
                 self._scheduler.all_landed()
-        finished: list[Sequence] = []
         if decoded is not None:
             if rows is not self._rows:
                 events += self.release()  # what is held belongs to the rows as they were
                 self._rows = rows
-            self._take_rows(decoded, events, finished, hold)
+            self._scheduler.set_next_tokens(decoded.token_ids)
+            self._take_rows(decoded, rows.accept(decoded.token_ids), events, hold=hold)
         if first is not None:
-            self._take_first(ready, first, events, finished)
-        if finished:
-            self._scheduler.finish(finished)
-            for sequence in finished:
-                if sequence.request.is_finished and self._is_open(sequence.request):
-                    events.append(self._finished_event(sequence.request))
+            self._take_first(ready, first, events)
 
     def _choose(self, flight: _Flight, result: StepResult) -> tuple[SampleResult | None, SampleResult | None]:
         """The tokens of the decode rows and those of the prompts that ended; None where there are none."""
@@ -489,12 +520,10 @@ class Engine:
             _part(token_ids, scores, num_rows, len(token_ids)) if ready else None,
         )
 
-    def _take_first(
-        self, ready: list[Sequence], sampled: SampleResult, events: list[Event], finished: list[Sequence]
-    ) -> None:
+    def _take_first(self, ready: list[Sequence], sampled: SampleResult, events: list[Event]) -> None:
         """Takes the first token of the sequences whose prefill ended, and queues the siblings of theirs."""
         self.counters.generated_tokens += len(ready)
-        self._take(ready, sampled, range(len(ready)), self._clock(), events, finished)
+        self._take(ready, sampled, range(len(ready)), self._clock(), events)
         for sequence in ready:
             sequence.wants_prompt_logits = False
             request = sequence.request
@@ -502,13 +531,11 @@ class Engine:
                 for _ in range(1, request.num_sequences):
                     self._scheduler.add(self._new_sequence(request, sequence.tokens[: sequence.num_prompt]))
 
-    def _take_rows(self, sampled: SampleResult, events: list[Event], finished: list[Sequence], hold: bool) -> None:
-        """Takes the decode rows' tokens. Rows whose token neither ends them nor must be looked at only note it."""
+    def _take_rows(self, sampled: SampleResult, urgent: Sequenced[int], events: list[Event], *, hold: bool) -> None:
+        """Takes the decode rows' tokens. Only `urgent` rows' tokens are looked at where the others may be held."""
         rows = self._rows
         now = self._clock()
         num_rows = len(rows.states)
-        urgent: Sequenced[int] = rows.accept(sampled.token_ids)
-        self._scheduler.set_next_tokens(sampled.token_ids)
         # A sequence may have ended when this step was on its way already.
         is_whole = self._sampling_runner is None or not any(
             sequence.state is SequenceState.FINISHED for sequence in rows.sequences
@@ -525,7 +552,7 @@ class Engine:
             for index in urgent:
                 rows.sequences[index].num_tokens -= 1  # it is taken below
         if urgent:
-            self._take(rows.sequences, sampled, urgent, now, events, finished)
+            self._take(rows.sequences, sampled, urgent, now, events)
 
     def _take(
         self,
@@ -534,10 +561,10 @@ class Engine:
         indices: Sequenced[int],
         now: float,
         events: list[Event],
-        finished: list[Sequence],
     ) -> None:
-        """Turns the sampled tokens of some rows into events."""
+        """Turns the sampled tokens of some rows into events, and ends the sequences that end with them."""
         scores, bad_rows = sampled.scores, sampled.bad_rows
+        finished: list[Sequence] = []
         for index in indices:
             sequence = sequences[index]
             request = sequence.request
@@ -554,8 +581,14 @@ class Engine:
             if end is not None:
                 request.ends[sequence.index] = end
                 finished.append(sequence)
+        if finished:
+            self._scheduler.finish(finished)
+            for sequence in finished:
+                if sequence.request.is_finished and self._is_open(sequence.request):
+                    events.append(self._finished_event(sequence.request))
 
     def _cut_short(self, running: RunningRequest, reason: FinishReason, failure: Failure | None = None) -> list[Event]:
+        self._catch_up()
         open_sequences = [sequence for sequence in running.sequences if sequence.index not in running.ends]
         events: list[Event] = self._held_by(running)
         self._scheduler.finish(open_sequences)
@@ -612,6 +645,7 @@ class Engine:
 
     def _fail_all(self, error: Exception) -> list[Event]:
         """Ends every request after a step failed, and starts over with empty slots."""
+        self._catch_up()
         events: list[Event] = []
         for running in list(self._requests.values()):
             failure = Failure.of(

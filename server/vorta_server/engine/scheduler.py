@@ -84,7 +84,11 @@ class SpeedEstimate:
         if num_prefill and result.prefill_s > 0:
             self.prefill_token_s = _average(self.prefill_token_s, result.prefill_s / num_prefill)
         if step.decoding and result.decode_s > 0:
-            self.decode_step_s = _average(self.decode_step_s, result.decode_s)
+            self.observe_decode(result.decode_s)
+
+    def observe_decode(self, decode_s: float) -> None:
+        """Takes in what a step's decode rows took."""
+        self.decode_step_s = _average(self.decode_step_s, decode_s)
 
 
 def _average(old: float | None, new: float) -> float:
@@ -140,6 +144,8 @@ class Scheduler:
     _are_pending: bool = False  # whether the decode rows' tokens are those of a launched step
     _deterministic: bool = False
     _num_secured_steps: int = 0  # decode steps until a row needs more memory, while the batch stays as it is
+    _repeated: StepBatch | None = None  # the rows' batch, for `repeat`, while they stay as they are
+    _num_repeats: int = 0  # steps of `repeat` that the sequences do not know of yet
 
     def __post_init__(self) -> None:
         rows = self.config.max_running_requests
@@ -207,6 +213,34 @@ class Scheduler:
             self._fill_rows()
         self._num_secured_steps = self._count_secured_steps()
         return self._step(chunks, prefilling, is_new=is_new)
+
+    def repeat(self) -> StepBatch | None:
+        """The next step where it is the last one's rows and nothing else; None where `schedule` must look.
+
+        For runners whose steps land at once. The batch is the same object each time; `advance_repeated` books it.
+        """
+        if self._num_secured_steps <= 0 or self._is_dirty or self._num_waiting or self._prefilling:
+            return None
+        if self._repeated is None:
+            self._repeated = self._step([], [], is_new=False).batch
+        return self._repeated
+
+    def advance_repeated(self, token_ids: NDArray[np.int64]) -> None:
+        """Books a step of `repeat`, which chose these tokens [num_rows]. The sequences hear of it by `catch_up`."""
+        batch = self._repeated
+        assert batch is not None
+        self._num_secured_steps -= 1
+        self._num_repeats += 1
+        batch.decode_lengths += 1
+        batch.decode_token_ids[:] = token_ids
+
+    def catch_up(self) -> None:
+        """Tells the sequences of the steps of `repeat`. Due before anything else looks at them."""
+        count = self._num_repeats
+        if count:
+            self._num_repeats = 0
+            for sequence in self._decoding:
+                sequence.num_computed += count
 
     def advance(self, step: SchedulerStep) -> None:
         """Books a launched step; the sequences that were ready now decode.
@@ -300,6 +334,7 @@ class Scheduler:
             self._lengths[row] = sequence.num_computed
             self._reserved[row] = self.kv.reserved(sequence.slot)
         self._deterministic = any(sequence.is_deterministic for sequence in self._decoding)
+        self._repeated = None
         self._is_dirty = False
 
     def _secure_decoding(self) -> None:

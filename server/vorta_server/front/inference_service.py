@@ -24,9 +24,10 @@ from vorta_server.front.generation import Generation, GenerationTable
 from vorta_server.front.output_format import called_tools, output_format
 from vorta_server.front.reply import StreamMessage, UnaryOutput, assistant_message, fill_unary, stream_message
 from vorta_server.front.resume import LogReader, ResumeBudget, ResumeLog
-from vorta_server.front.stream import StreamBuffer, WritePacer
+from vorta_server.front.stream import StreamBuffer
 from vorta_server.front.vector_conversion import fill_hit
 from vorta_server.registry.registry import ModelRegistry, ServingModel
+from vorta_server.workers.pacing import WritePacer
 from vorta_server.workers.protocol import Prompt
 
 __all__ = ["InferenceConfig", "InferenceService"]

@@ -8,12 +8,14 @@ means that everything up to it was sent. Loop thread only.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
 from vorta.errors import Cancelled, OutOfRange, VortaError
 from vorta_server.engine.request import Delta, Event, Finished
-from vorta_server.front.stream import WritePacer, event_bytes, merge_deltas, slow_reader
+from vorta_server.front.stream import event_bytes, merge_deltas, slow_reader
+from vorta_server.workers.pacing import WritePacer
 
 __all__ = ["LOG_BYTES", "LogReader", "ResumeBudget", "ResumeLog"]
 
@@ -244,7 +246,7 @@ class LogReader:
             if self._error is not None:
                 raise self._error
             if self._log.event(self._next_index) is not None:
-                pause_s = self._next_write_s - self._loop.time()
+                pause_s = self._next_write_s - time.monotonic()
                 if pause_s <= 0 or self._log.is_ended:
                     return self._take()
                 await self._wait(pause_s)
@@ -255,7 +257,7 @@ class LogReader:
         """The log has grown."""
         if self._waiter is None:
             return
-        due_s = 0.0 if self._log.is_ended else self._next_write_s - self._loop.time()
+        due_s = 0.0 if self._log.is_ended else self._next_write_s - time.monotonic()
         if due_s <= 0:
             self._wake()
         elif self._timer is None:
@@ -308,6 +310,6 @@ class LogReader:
                 run.append(event)
                 index += 1
             event = merge_deltas(run)
-            self._next_write_s = self._pacer.next_write_s(self._loop.time())
+            self._next_write_s = self._pacer.next_write_s(time.monotonic())
         self._next_index = index + 1
         return index, event

@@ -8,45 +8,17 @@ on purpose where tokens come faster than messages are worth: see `WritePacer`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from vorta.errors import Cancelled, ResourceExhausted, VortaError
 from vorta_server.engine.request import Delta, Event, Finished, TokenLogprob
+from vorta_server.workers.pacing import WritePacer
 
-__all__ = ["StreamBuffer", "WritePacer", "event_bytes", "merge_deltas", "slow_reader"]
+__all__ = ["StreamBuffer", "event_bytes", "merge_deltas", "slow_reader"]
 
 _EVENT_BYTES = 64
 _LOGPROB_BYTES = 48
-
-
-class WritePacer:
-    """How long a stream waits between two messages.
-
-    A streamed message costs the server about `write_cost_s` of CPU, and the client as much again. The pacer lets
-    all streams together spend at most `write_share` of one core on it: each of N open streams writes at most
-    every N * write_cost_s / write_share seconds, never slower than `max_interval_s`. A model that is slower than
-    that sends every token at once.
-    """
-
-    __slots__ = ("_interval_per_stream_s", "_max_interval_s", "num_streams")
-
-    def __init__(self, *, write_cost_s: float, write_share: float, max_interval_s: float) -> None:
-        self._interval_per_stream_s = write_cost_s / write_share
-        self._max_interval_s = max_interval_s
-        self.num_streams = 0
-
-    @property
-    def interval_s(self) -> float:
-        """Seconds between two messages of one stream."""
-        return min(self.num_streams * self._interval_per_stream_s, self._max_interval_s)
-
-    def next_write_s(self, now_s: float) -> float:
-        """When a stream that writes now may write again: at the next tick, which all streams share.
-
-        Writes of one moment share their wake-ups and packets, on both sides.
-        """
-        interval_s = self.interval_s
-        return (now_s // interval_s + 1.0) * interval_s if interval_s > 0 else now_s
 
 
 class StreamBuffer:
@@ -144,10 +116,10 @@ class StreamBuffer:
         self._pending = []
         self._pending_bytes = 0
         if self._has_delta:
-            self._next_write_s = self._pacer.next_write_s(self._loop.time())
+            self._next_write_s = self._pacer.next_write_s(time.monotonic())
         elif type(pending[-1][1]) is Delta:
             self._has_delta = True
-            self._next_write_s = self._pacer.next_write_s(self._loop.time())
+            self._next_write_s = self._pacer.next_write_s(time.monotonic())
         if len(pending) == 1:
             return pending[0]
         ready = _merge(pending)
@@ -159,7 +131,7 @@ class StreamBuffer:
         """Seconds until the waiting events may go; the first ones and the end go at once."""
         if self._is_ended or not self._has_delta:
             return 0.0
-        return self._next_write_s - self._loop.time()
+        return self._next_write_s - time.monotonic()
 
     def _wake_when_due(self) -> None:
         due_in_s = self._due_in_s()

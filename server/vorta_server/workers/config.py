@@ -56,6 +56,8 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
         prefix_cache: Whether prompts reuse the KV of equal prefixes.
         flush_interval_s: Tokens may wait this long for the next ones, so that a message carries several when steps are
             short. First tokens and ends never wait.
+        write_interval_per_stream_s, max_write_interval_s: The front's pacing, which the worker follows where it is
+            slower: see `workers.pacing.WritePacer`.
         max_batch_tokens: Most tokens of an encoder's batch; a single text may have more.
         max_waiting_texts, max_waiting_tokens: What may wait for an encoder.
         vector: Set for the vector worker, which has no model.
@@ -83,6 +85,8 @@ class WorkerConfig(msgspec.Struct, kw_only=True, frozen=True):
     kv_memory_bytes: int = 0
     prefix_cache: bool = True
     flush_interval_s: float = 0.01
+    write_interval_per_stream_s: float = 0.0
+    max_write_interval_s: float = 0.0
     max_batch_tokens: int = 1024
     max_waiting_texts: int = 65_536
     max_waiting_tokens: int = 1 << 20

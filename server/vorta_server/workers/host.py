@@ -23,6 +23,7 @@ from vorta_server.engine.constraint import Grammar
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Failure, Finished, FinishReason, GenerationRequest
 from vorta_server.workers.memory import rss_bytes
+from vorta_server.workers.pacing import WritePacer
 from vorta_server.workers.protocol import (
     Cancel,
     Detokenize,
@@ -53,9 +54,6 @@ _MESSAGE_BYTES = 64
 """What a message counts for beside its text: rendering costs too."""
 
 _TOO_MANY_CALLS = Failure.of(ResourceExhausted("too many texts wait for tokenization", retry_delay_s=1.0))
-
-_ROWS_PER_INTERVAL, _MAX_INTERVALS = 8, 4
-"""Rows above which the flush interval grows in proportion, and how far."""
 
 _STATS_INTERVAL_S = 0.25
 _MAX_FAILURES = 3
@@ -139,7 +137,7 @@ class WorkerHost:
         card: Announced to every front.
         transport: The socket.
         formats: Compiles output formats; without it requests that have one are refused.
-        flush_interval_s: As in `WorkerConfig`.
+        pacer: Says how long deltas may wait for others; without it they go every few milliseconds.
         max_pending_prompts: Long prompts that may wait for tokenization.
     """
 
@@ -151,7 +149,7 @@ class WorkerHost:
         card: ModelCard,
         transport: WorkerTransport,
         formats: FormatCompiler | None = None,
-        flush_interval_s: float = 0.004,
+        pacer: WritePacer | None = None,
         max_pending_prompts: int = 256,
     ) -> None:
         self._engine = engine
@@ -159,7 +157,7 @@ class WorkerHost:
         self._card = card
         self._transport = transport
         self._formats = formats
-        self._flush_interval_s = flush_interval_s
+        self._pacer = pacer or WritePacer(interval_per_stream_s=0.0, max_interval_s=0.0, min_interval_s=0.004)
         self._max_pending_prompts = max_pending_prompts
         self._owners: dict[str, Connection] = {}
         self._started: set[str] = set()
@@ -169,7 +167,7 @@ class WorkerHost:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._format_executor = ThreadPoolExecutor(1, thread_name_prefix="formats")
         self._num_calls = 0
-        self._last_flush_s = 0.0
+        self._next_flush_s = 0.0
         self._last_stats_s = 0.0
         self._last_stats: Stats | None = None
         self._cancel_to_free_s: list[float] = []
@@ -206,17 +204,29 @@ class WorkerHost:
         while self._encoded:
             self._encoded.popleft()()
         if self._engine.has_work:
-            self._post(self._engine.step(hold=True))
+            self._compute()
         self._flush()
         if self._engine.num_failures_in_row >= _MAX_FAILURES:
             raise RuntimeError(f"{_MAX_FAILURES} steps failed one after the other: another process may do better")
         self._report()
 
+    def _compute(self) -> None:
+        """A step, and more of them while they have nothing to say and nobody has anything to tell."""
+        engine = self._engine
+        until_s = min(self._next_flush_s, self._last_stats_s + _STATS_INTERVAL_S)
+        while True:
+            events = engine.step(hold=True)
+            if events or self._outboxes or self._encoded or not engine.has_work:
+                break
+            if time.monotonic() >= until_s or self._transport.is_ready():
+                break
+        self._post(events)
+
     def _wait_s(self) -> float:
         if self._engine.has_work or self._encoded:
             return 0.0
         if self._outboxes:
-            return max(0.0, self._last_flush_s + self._interval_s - time.monotonic())
+            return max(0.0, self._next_flush_s - time.monotonic())
         if self._drain_until_s is not None:
             return 0.05
         return _IDLE_S
@@ -418,11 +428,12 @@ class WorkerHost:
             entry[1].add(event, is_first=is_first)
 
     def _flush(self, *, force: bool = False) -> None:
-        """Sends the boxes that hold something urgent, and everything when the interval is over."""
+        """Sends the boxes that hold something urgent, and everything when it is time."""
         now = time.monotonic()
-        if force or now - self._last_flush_s >= self._interval_s:
+        if force or now >= self._next_flush_s:
             self._post(self._engine.release())
-            self._last_flush_s = now
+            self._pacer.num_streams = self._engine.num_running
+            self._next_flush_s = self._pacer.next_write_s(now)
             for connection, outbox in self._outboxes.values():
                 self._transport.send(connection, Step(outbox.events))
             self._outboxes.clear()
@@ -431,11 +442,6 @@ class WorkerHost:
                 if outbox.is_urgent:
                     self._transport.send(connection, Step(outbox.events))
                     del self._outboxes[key]
-
-    @property
-    def _interval_s(self) -> float:
-        """Seconds between two messages: many rows are worth waiting for together, as the front writes them together."""
-        return self._flush_interval_s * min(max(1.0, self._engine.num_running / _ROWS_PER_INTERVAL), _MAX_INTERVALS)
 
     def _report(self) -> None:
         now = time.monotonic()

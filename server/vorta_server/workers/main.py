@@ -17,6 +17,7 @@ from vorta_server.registry.source import FAKE_KINDS, model_kind
 from vorta_server.workers.call_host import CallHost
 from vorta_server.workers.config import WorkerConfig
 from vorta_server.workers.host import WorkerHost
+from vorta_server.workers.pacing import WritePacer
 from vorta_server.workers.transport import WorkerTransport
 
 __all__ = ["main"]
@@ -78,7 +79,11 @@ def _host(config: WorkerConfig) -> WorkerHost | CallHost:
         card=model.card,
         transport=WorkerTransport(socket_path),
         formats=model.formats,
-        flush_interval_s=config.flush_interval_s,
+        pacer=WritePacer(
+            interval_per_stream_s=config.write_interval_per_stream_s,
+            max_interval_s=config.max_write_interval_s,
+            min_interval_s=config.flush_interval_s,
+        ),
     )
 
 

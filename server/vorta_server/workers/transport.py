@@ -74,6 +74,10 @@ class WorkerTransport:
         with contextlib.suppress(OSError):  # full, which wakes as well, or closed
             self._wake_writer.send(b"x")
 
+    def is_ready(self) -> bool:
+        """Whether `poll` has something to read, to write or to accept now."""
+        return bool(self._selector.select(0))
+
     def poll(
         self, timeout_s: float | None
     ) -> tuple[list[Connection], list[tuple[Connection, FrontMessage]], list[Connection]]:

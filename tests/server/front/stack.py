@@ -27,11 +27,11 @@ from vorta_server.front.interceptors.rpc_metrics import RpcMetricsInterceptor
 from vorta_server.front.method import bind_service
 from vorta_server.front.resume import ResumeBudget
 from vorta_server.front.server import GrpcConfig, GrpcServer
-from vorta_server.front.stream import WritePacer
 from vorta_server.front.vector_store import VectorStore
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
+from vorta_server.workers.pacing import WritePacer
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
@@ -70,7 +70,7 @@ class Stack:
         self.worker = ScriptedWorker(folder / "worker.sock")
         self.metrics = Metrics()
         self.registry = ModelRegistry(default_models={"generation": "scripted"})
-        self.pacer = WritePacer(write_cost_s=0.0, write_share=1.0, max_interval_s=0.0)
+        self.pacer = WritePacer(interval_per_stream_s=0.0, max_interval_s=0.0)
         self.budget = ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 16)
         self.config = InferenceConfig(max_buffered_bytes_per_stream=1 << 20)
         self.grpc_config = GrpcConfig(port=0)

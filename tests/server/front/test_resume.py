@@ -12,12 +12,12 @@ from tests.server.front.scripted import delta, finished
 from vorta.errors import Cancelled, OutOfRange, ResourceExhausted
 from vorta_server.engine.request import Delta, Finished, Started, TokenAlternative, TokenLogprob
 from vorta_server.front.resume import LOG_BYTES, ResumeBudget, ResumeLog
-from vorta_server.front.stream import WritePacer
+from vorta_server.workers.pacing import WritePacer
 
 
 def new_log(budget=None, max_interval_s=0.0, on_evict=None):
     budget = budget or ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 20)
-    pacer = WritePacer(write_cost_s=1.0, write_share=1.0, max_interval_s=max_interval_s)
+    pacer = WritePacer(interval_per_stream_s=1.0, max_interval_s=max_interval_s)
     pacer.num_streams = 1
     return ResumeLog(request_id="r", budget=budget, pacer=pacer, on_evict=on_evict)
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tests.server.front.scripted import delta, finished
 from vorta.errors import ResourceExhausted
 from vorta_server.engine.request import Delta, Finished, FinishReason, Started, TokenLogprob
-from vorta_server.front.stream import StreamBuffer, WritePacer, event_bytes, merge_deltas
+from vorta_server.front.stream import StreamBuffer, event_bytes, merge_deltas
+from vorta_server.workers.pacing import WritePacer
 
 
 def buffer(max_bytes=1 << 20, max_interval_s=0.0, overflows=None):
-    pacer = WritePacer(write_cost_s=1.0, write_share=1.0, max_interval_s=max_interval_s)
+    pacer = WritePacer(interval_per_stream_s=1.0, max_interval_s=max_interval_s)
     pacer.num_streams = 1
     return StreamBuffer(
         max_bytes=max_bytes, pacer=pacer, on_overflow=(overflows if overflows is not None else []).append
@@ -77,7 +78,7 @@ async def test_pacing_lets_go_when_the_interval_is_over():
 
 
 def test_the_interval_grows_with_the_streams_up_to_its_bound():
-    pacer = WritePacer(write_cost_s=0.001, write_share=0.1, max_interval_s=0.025)
+    pacer = WritePacer(interval_per_stream_s=0.01, max_interval_s=0.025)
     intervals = []
     for pacer.num_streams in (0, 1, 2, 100):
         intervals.append(pacer.interval_s)

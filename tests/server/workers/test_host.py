@@ -18,6 +18,7 @@ from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams, Started
 from vorta_server.runners.fake import FakeRunner
 from vorta_server.workers.host import WorkerHost
+from vorta_server.workers.pacing import WritePacer
 from vorta_server.workers.protocol import (
     Cancel,
     Detokenize,
@@ -168,7 +169,7 @@ class Worker:
             card=CARD,
             transport=WorkerTransport(self.path),
             formats=self.formats,
-            flush_interval_s=0.01,
+            pacer=WritePacer(interval_per_stream_s=0.0, max_interval_s=0.0, min_interval_s=0.01),
         )
         self.thread = threading.Thread(target=self.host.run)
         self.thread.start()
