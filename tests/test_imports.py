@@ -60,7 +60,7 @@ FORBIDDEN: dict[str, set[str]] = {
     },
     # The Weaviate client's errors are grpc's.
     "vorta_server.vectors": (WIRE - {"grpc"})
-    | {"onnxruntime", "onnx", "tokenizers", "vorta_kernels"}
+    | {"onnxruntime", "onnx", "tokenizers"}
     | {f"vorta_server.{name}" for name in ("front", "workers", "runners", "engine", "tokenization", "compiler")}
     | {f"vorta_server.{name}" for name in ("registry", "observability", "embedding", "commands")},
     "vorta_server.workers": WIRE | {"vorta_server.front"},

@@ -16,16 +16,18 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from vorta_kernels import cpu
+from vorta_kernels.graph import CodedGraph
 from vorta_server.vectors.operation import IndexConfig
 
 __all__ = [
     "KINDS",
     "BuildStopped",
+    "Selector",
     "VectorIndex",
     "build_index",
     "load_index",
     "scan",
-    "selector_of",
     "set_threads",
     "worst_score",
 ]
@@ -39,6 +41,7 @@ KINDS = ("hnsw", "ivf_pq", "sq8")
 _SLICE_ROWS = 512  # rows added between two looks at whether to stop
 _RERANK = {"ivf_pq": 8, "sq8": 4}
 _MIN_RERANK = 64
+_CODED_RERANK, _MIN_CODED_RERANK = 2, 16
 _GATHER_ROWS = 1 << 15
 _MEASURED_QUERIES = 200
 _WANTED_RECALL = 0.96
@@ -58,9 +61,21 @@ def set_threads(count: int) -> None:
     faiss.omp_set_num_threads(count)
 
 
-def selector_of(bits: npt.NDArray[np.uint8]) -> Any:
-    """A selector of the positions whose bits are set; sees later changes of `bits`, which must outlive it."""
-    return faiss.IDSelectorBitmap(len(bits), _pointer(bits))
+class Selector:
+    """Takes the positions whose bits are set; sees later changes of `bits`.
+
+    Args:
+        bits: A bit for each position, little-endian.
+
+    Attributes:
+        faiss_selector: For FAISS.
+    """
+
+    __slots__ = ("bits", "faiss_selector")
+
+    def __init__(self, bits: npt.NDArray[np.uint8]) -> None:
+        self.bits = bits
+        self.faiss_selector = faiss.IDSelectorBitmap(len(bits), _pointer(bits))
 
 
 def worst_score(distance: str) -> float:
@@ -68,7 +83,7 @@ def worst_score(distance: str) -> float:
     return math.inf if distance == "l2" else -math.inf
 
 
-def scan(queries: Matrix, vectors: Matrix, k: int, distance: str, selector: Any = None) -> Found:
+def scan(queries: Matrix, vectors: Matrix, k: int, distance: str, selector: Selector | None = None) -> Found:
     """Compares with every vector that the selector takes.
 
     Args:
@@ -76,12 +91,13 @@ def scan(queries: Matrix, vectors: Matrix, k: int, distance: str, selector: Any 
         vectors: Shape (rows, dimension), C order.
         k: Hits for each.
         distance: "cosine", "dot" or "l2".
-        selector: Of `selector_of`, or None for all.
+        selector: Which count; None for all.
     """
     count, dimension = queries.shape
     scores = np.empty((count, k), np.float32)
     positions = np.empty((count, k), np.int64)
     search = _distances if distance == "l2" else _inner_products
+    faiss_selector = selector.faiss_selector if selector is not None else None
     search(
         _pointer(queries),
         _pointer(vectors),
@@ -91,7 +107,7 @@ def scan(queries: Matrix, vectors: Matrix, k: int, distance: str, selector: Any 
         k,
         _pointer(scores),
         _pointer(positions),
-        *((None, selector) if distance == "l2" else (selector,)),
+        *((None, faiss_selector) if distance == "l2" else (faiss_selector,)),
     )
     return scores, positions
 
@@ -115,7 +131,7 @@ class VectorIndex(abc.ABC):
         self._distance = distance
 
     @abc.abstractmethod
-    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Any = None) -> Found:
+    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Selector | None = None) -> Found:
         """The best of each query.
 
         Args:
@@ -161,6 +177,8 @@ class VectorIndex(abc.ABC):
 
 
 class _Hnsw(VectorIndex):
+    """FAISS's graph, searched by our kernel over 8-bit codes; by FAISS itself where the kernel cannot be built."""
+
     kind = "hnsw"
     keeps_vectors = True
 
@@ -171,17 +189,44 @@ class _Hnsw(VectorIndex):
         vectors = faiss.rev_swig_ptr(storage.get_xb(), count).reshape(faiss_index.ntotal, faiss_index.d)
         super().__init__(faiss_index, vectors, distance)
         self._params = faiss.SearchParametersHNSW()
+        self._coded = _coded(faiss_index, vectors, distance)
 
-    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Any = None) -> Found:
+    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Selector | None = None) -> Found:
+        if self._coded is not None:
+            return self._coded.search(
+                queries,
+                k,
+                width=ef,
+                depth=_CODED_RERANK * k + _MIN_CODED_RERANK,
+                bits=selector.bits if selector is not None else None,
+                num_threads=faiss.omp_get_max_threads(),
+            )
         params = self._params
         params.efSearch = max(ef, k)
-        params.sel = selector
+        params.sel = selector.faiss_selector if selector is not None else None
         return self._call(queries, k, params)
 
     @property
     def num_bytes(self) -> int:
         links = self.faiss_index.hnsw.nb_neighbors(0) * 4 + 24
-        return int(self.vectors.nbytes + self.faiss_index.ntotal * links)
+        codes = self._coded.num_bytes if self._coded is not None else 0
+        return int(self.vectors.nbytes + codes + self.faiss_index.ntotal * links)
+
+
+def _coded(faiss_index: Any, vectors: Matrix, distance: str) -> CodedGraph | None:
+    """The kernel's view of FAISS's graph, which must outlive it; None where there is nothing to search or no kernel."""
+    hnsw = faiss_index.hnsw
+    if not len(vectors) or not cpu.is_available():
+        return None
+    return CodedGraph(
+        vectors,
+        neighbours=faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size()),
+        offsets=faiss.rev_swig_ptr(hnsw.offsets.data(), hnsw.offsets.size()),
+        levels=faiss.vector_to_array(hnsw.cum_nneighbor_per_level),
+        entry=hnsw.entry_point,
+        top_level=hnsw.max_level,
+        is_distance=distance == "l2",
+    )
 
 
 class _Sq8(VectorIndex):
@@ -191,11 +236,11 @@ class _Sq8(VectorIndex):
         super().__init__(faiss_index, vectors, distance)
         self._params = faiss.SearchParametersHNSW()
 
-    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Any = None) -> Found:
+    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Selector | None = None) -> Found:
         wide = min(len(self.vectors), max(k + _MIN_RERANK // 2, min(k * _RERANK["sq8"], k + 1000)))
         params = self._params
         params.efSearch = max(ef, wide)
-        params.sel = selector
+        params.sel = selector.faiss_selector if selector is not None else None
         return self._reranked(queries, k, self._call(queries, max(wide, k), params))
 
     @property
@@ -211,11 +256,11 @@ class _IvfPq(VectorIndex):
         super().__init__(faiss_index, vectors, distance)
         self._params = faiss.SearchParametersIVF()
 
-    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Any = None) -> Found:
+    def search(self, queries: Matrix, k: int, *, ef: int, probes: int, selector: Selector | None = None) -> Found:
         wide = min(len(self.vectors), max(k + _MIN_RERANK, min(k * _RERANK["ivf_pq"], k + 4000)))
         params = self._params
         params.nprobe = min(probes or self.faiss_index.nprobe, self.faiss_index.nlist)
-        params.sel = selector
+        params.sel = selector.faiss_selector if selector is not None else None
         return self._reranked(queries, k, self._call(queries, max(wide, k), params))
 
     @property

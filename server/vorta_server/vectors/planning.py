@@ -11,12 +11,11 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vorta_server.vectors.index import Matrix, scan, selector_of
+from vorta_server.vectors.index import Matrix, Selector, scan
 from vorta_server.vectors.segment import Segment
 
 __all__ = ["CostModel", "FilterView", "ViewCache", "filtered_width"]
@@ -114,7 +113,7 @@ class FilterView:
     _segment: Segment
     _num_dead: int = -1
     _positions: npt.NDArray[np.int64] | None = None
-    _selector: tuple[npt.NDArray[np.uint8], Any] | None = None
+    _selector: Selector | None = None
     _gathered: Matrix | None = None
 
     @property
@@ -132,15 +131,14 @@ class FilterView:
         return len(self.positions)
 
     @property
-    def selector(self) -> Any:
-        """For FAISS."""
+    def selector(self) -> Selector:
+        """Of `positions`."""
         positions = self.positions
         if self._selector is None:
             mask = np.zeros(self.num_rows, np.bool_)
             mask[positions] = True
-            bits = np.packbits(mask, bitorder="little")
-            self._selector = bits, selector_of(bits)
-        return self._selector[1]
+            self._selector = Selector(np.packbits(mask, bitorder="little"))
+        return self._selector
 
     @property
     def gathered(self) -> Matrix | None:
@@ -157,7 +155,8 @@ class FilterView:
     @property
     def num_bytes(self) -> int:
         """Memory."""
-        parts = (self.mask, self._positions, self._gathered, self._selector and self._selector[0])
+        bits = self._selector.bits if self._selector is not None else None
+        parts = (self.mask, self._positions, self._gathered, bits)
         return 200 + sum(part.nbytes for part in parts if part is not None)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vorta_server.vectors.columns import Columns
 from vorta_server.vectors.gpu import GpuVectors
-from vorta_server.vectors.index import Found, Matrix, VectorIndex, scan, selector_of
+from vorta_server.vectors.index import Found, Matrix, Selector, VectorIndex, scan
 from vorta_server.vectors.store import Rows
 
 __all__ = ["IdTable", "Segment"]
@@ -106,7 +106,7 @@ class Segment:
         self._vectors = vectors
         self._alive = np.ones(self._capacity, np.bool_)
         self._bits = np.full((self._capacity + 7) // 8, 0xFF, np.uint8)
-        self._selector = selector_of(self._bits)
+        self._selector = Selector(self._bits)
 
     @classmethod
     def growing(cls, dimension: int, distance: str, capacity: int) -> Segment:
