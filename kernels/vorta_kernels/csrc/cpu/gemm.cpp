@@ -16,17 +16,19 @@ namespace {
 // signed ones of a row.
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 
+typedef int32_t Four __attribute__((may_alias, aligned(1)));
+
 struct Codes {
   __m512i value;
 };
 struct Sums {
   __m512i value;
   explicit Sums(int32_t start) : value(_mm512_set1_epi32(start)) {}
+  // By hand: the compiler makes three instructions of it, a load, a copy of the sums and the product.
   void add(Codes codes, const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, sizeof four);
-    value = _mm512_dpbusd_epi32(value, codes.value, _mm512_set1_epi32(four));
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(value) : "v"(codes.value), "m"(*reinterpret_cast<const Four*>(x)));
   }
+  void add(const Sums& other) { value = _mm512_add_epi32(value, other.value); }
   Vec floats() const { return __builtin_convertvector(reinterpret_cast<VecInt>(value), Vec); }
 };
 inline Codes load_codes(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
@@ -48,6 +50,10 @@ struct Codes {
 struct Sums {
   __m256i first, second;
   explicit Sums(int32_t start) : first(_mm256_set1_epi32(start)), second(first) {}
+  void add(const Sums& other) {
+    first = _mm256_add_epi32(first, other.first);
+    second = _mm256_add_epi32(second, other.second);
+  }
   Vec floats() const {
     Vec out;
     const __m256 a = _mm256_cvtepi32_ps(first), b = _mm256_cvtepi32_ps(second);
@@ -98,6 +104,9 @@ struct Codes {
 struct Sums {
   int32_t value[kTile];
   explicit Sums(int32_t start) { std::fill(value, value + kTile, start); }
+  void add(const Sums& other) {
+    for (int i = 0; i < kTile; ++i) value[i] += other.value[i];
+  }
   Vec floats() const {
     Vec out;
     for (int i = 0; i < kTile; ++i) out[i] = static_cast<float>(value[i]);
@@ -138,82 +147,141 @@ inline TwoCodes next_codes(const uint8_t* from) {
   return {first, load_codes(from + 4 * kTile)};
 }
 
+constexpr int64_t kLine = 64;
+
+// How many of the rows that are left are computed together: rather two halves than a full group and a few rows.
+inline int64_t next_group(int64_t left) {
+  if (left > kMaxRows && left < 2 * kMaxRows) return (left + 1) / 2;
+  return std::min<int64_t>(left, kMaxRows);
+}
+
+inline int64_t num_groups(int64_t rows) { return (rows + kMaxRows - 1) / kMaxRows; }
+
+inline Vec load_first(const float* from, int64_t count) {
+  if (count == kTile) return load(from);
+  Vec out = Vec{};
+  std::memcpy(&out, from, count * sizeof(float));
+  return out;
+}
+
+inline void store_first(float* to, Vec value, int64_t count) {
+  if (count == kTile)
+    store(to, value);
+  else
+    std::memcpy(to, &value, count * sizeof(float));
+}
+
+// to[i, row] = the i-th four codes of each row.
+void pack_fours(const int8_t* x, int64_t rows, int64_t fours, int32_t* to) {
+  if (rows == 1) {
+    std::memcpy(to, x, fours * 4);
+    return;
+  }
+  int64_t i = 0;
+  // All lanes are stored: those beyond the rows are overwritten by what follows, but for the last.
+  for (; i + 2 * kTile <= fours; i += kTile) {
+    Vec part[16];
+    for (int64_t row = 0; row < 16; ++row) {
+      part[row] = Vec{};
+      if (row < rows) std::memcpy(&part[row], x + row * fours * 4 + i * 4, sizeof(Vec));
+    }
+    transpose(part);
+    for (int64_t k = 0; k < kTile; ++k) std::memcpy(to + (i + k) * rows, &part[k], sizeof(Vec));
+  }
+  for (; i < fours; ++i)
+    for (int64_t row = 0; row < rows; ++row) std::memcpy(to + i * rows + row, x + (row * fours + i) * 4, 4);
+}
+
+// One tile of outputs for a group of packed rows. Lines at `ahead` are asked for on the way, `share` bytes of every block's.
 template <int kRows, int kBits, bool kFactorOfBlock>
-void multiply_rows(const int8_t* x, const float* factors, const int32_t* sums, const BlockWeights& weights,
-                   int64_t tile, float* out) {
-  constexpr int32_t kZero = 1 << (kBits - 1);
-  const int64_t num_blocks = weights.num_inputs / weights.block;
-  const uint8_t* codes = weights.codes + tile * kTile * weights.num_inputs * kBits / 8;
+void multiply_group(const int32_t* packed, const float* factors, const BlockWeights& weights, int64_t tile,
+                    const uint8_t* ahead, int64_t share, float* out) {
+  constexpr int64_t kStep = 8 * kTile * kBits / 8;  // bytes of a tile for eight inputs
+  const int64_t num_blocks = weights.num_inputs / weights.block, block_bytes = weights.block / 8 * kStep;
+  const uint8_t* codes = weights.codes + tile * num_blocks * block_bytes;
   const float* scales = weights.scales + tile * kTile * num_blocks;
-  Vec totals[kRows] = {};
+  const int32_t* starts = packed;
+  const int8_t* x = reinterpret_cast<const int8_t*>(packed + kRows * num_blocks);
+  Vec totals[kRows];
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) totals[row] = Vec{};
   for (int64_t block = 0; block < num_blocks; ++block) {
-    // The zero's share is taken off at the start.
-    const auto start = [&](int row) { return Sums(-kZero * sums[row * num_blocks + block]); };
-    const int8_t* part = x + block * weights.block;
+    for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(ahead + i);
+    ahead += block_bytes;
+    const uint8_t* end = codes + block_bytes;
+    const Vec scale = load(scales + block * kTile);
+    const auto add = [&](int row, const Sums& sums) {
+      totals[row] += sums.floats() * (kFactorOfBlock ? scale * factors[row * num_blocks + block] : scale);
+    };
     if constexpr (kRows <= 4) {
       // Two chains of sums for each row, so that one need not wait for the other.
-      Sums first[4] = {start(0), start(kRows > 1 ? 1 : 0), start(kRows > 2 ? 2 : 0), start(kRows > 3 ? 3 : 0)};
+      Sums first[4] = {Sums(starts[0]), Sums(starts[kRows > 1 ? 1 : 0]), Sums(starts[kRows > 2 ? 2 : 0]),
+                       Sums(starts[kRows > 3 ? 3 : 0])};
       Sums second[4] = {Sums(0), Sums(0), Sums(0), Sums(0)};
-      for (int64_t i = 0; i < weights.block; i += 8, codes += 8 * kTile * kBits / 8) {
+      do {
         const auto [a, b] = next_codes<kBits>(codes);
-        for (int row = 0; row < kRows; ++row) {
-          add_codes<kBits>(first[row], a, part + row * weights.num_inputs + i);
-          add_codes<kBits>(second[row], b, part + row * weights.num_inputs + i + 4);
-        }
-      }
-      const Vec scale = load(scales + block * kTile);
+#pragma GCC unroll 4
+        for (int row = 0; row < kRows; ++row) add_codes<kBits>(first[row], a, x + 4 * row);
+#pragma GCC unroll 4
+        for (int row = 0; row < kRows; ++row) add_codes<kBits>(second[row], b, x + 4 * (kRows + row));
+        codes += kStep;
+        x += 8 * kRows;
+      } while (codes < end);
+#pragma GCC unroll 4
       for (int row = 0; row < kRows; ++row) {
-        const Vec sum = first[row].floats() + second[row].floats();
-        totals[row] += kFactorOfBlock ? sum * (scale * factors[row * num_blocks + block]) : sum * scale;
+        first[row].add(second[row]);
+        add(row, first[row]);
       }
     } else {
-      Sums rows[12] = {start(0), start(1), start(2), start(3), start(4),
-                       start(kRows > 5 ? 5 : 0), start(kRows > 6 ? 6 : 0), start(kRows > 7 ? 7 : 0),
-                       start(kRows > 8 ? 8 : 0), start(kRows > 9 ? 9 : 0), start(kRows > 10 ? 10 : 0),
-                       start(kRows > 11 ? 11 : 0)};
-      for (int64_t i = 0; i < weights.block; i += 8, codes += 8 * kTile * kBits / 8) {
+      const auto start = [&](int row) { return Sums(starts[row < kRows ? row : 0]); };
+      Sums rows[12] = {start(0), start(1), start(2), start(3), start(4),  start(5),
+                       start(6), start(7), start(8), start(9), start(10), start(11)};
+      do {
         const auto [a, b] = next_codes<kBits>(codes);
-        for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], a, part + row * weights.num_inputs + i);
-        for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], b, part + row * weights.num_inputs + i + 4);
-      }
-      const Vec scale = load(scales + block * kTile);
-      for (int row = 0; row < kRows; ++row)
-        totals[row] += rows[row].floats() * (kFactorOfBlock ? scale * factors[row * num_blocks + block] : scale);
+#pragma GCC unroll 12
+        for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], a, x + 4 * row);
+#pragma GCC unroll 12
+        for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], b, x + 4 * (kRows + row));
+        codes += kStep;
+        x += 8 * kRows;
+      } while (codes < end);
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) add(row, rows[row]);
     }
+    starts += kRows;
   }
   const int64_t column = tile * kTile;
   const int64_t width = std::min(kTile, weights.num_outputs - column);
+  const Vec bias = weights.bias != nullptr ? load_first(weights.bias + column, width) : Vec{};
+#pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
-    Vec value = kFactorOfBlock ? totals[row] : totals[row] * factors[row];
-    float* to = out + row * weights.num_outputs + column;
-    if (width == kTile) {
-      if (weights.bias != nullptr) value += load(weights.bias + column);
-      store(to, value);
-    } else {
-      for (int64_t i = 0; i < width; ++i)
-        to[i] = value[i] + (weights.bias != nullptr ? weights.bias[column + i] : 0.0f);
-    }
+    const Vec value = (kFactorOfBlock ? totals[row] : totals[row] * factors[row]) + bias;
+    store_first(out + row * weights.num_outputs + column, value, width);
   }
 }
 
 template <int kBits, bool kFactorOfBlock>
-void multiply_tiles(const int8_t* x, const float* factors, const int32_t* sums, int64_t rows,
-                    const BlockWeights& weights, int64_t first, int64_t last, float* out) {
-  const int64_t num_blocks = weights.num_inputs / weights.block;
-  for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row;
-    int64_t take = std::min<int64_t>(left, kMaxRows);
-    // Rather two halves than a full group and a few rows.
-    if (left > kMaxRows && left < 2 * kMaxRows) take = (left + 1) / 2;
-    const int8_t* from = x + row * weights.num_inputs;
-    const float* factor = factors + row * (kFactorOfBlock ? num_blocks : 1);
-    const int32_t* sum = sums + row * num_blocks;
-    float* to = out + row * weights.num_outputs;
-    for (int64_t tile = first; tile < last; ++tile) {
+void multiply_tiles(const int32_t* packed, const float* factors, int64_t rows, const BlockWeights& weights,
+                    int64_t first, int64_t last, float* out) {
+  const int64_t num_blocks = weights.num_inputs / weights.block, tile_bytes = kTile * weights.num_inputs * kBits / 8;
+  const int64_t groups = num_groups(rows), block_bytes = tile_bytes / std::max<int64_t>(1, num_blocks);
+  const int64_t part = (block_bytes / groups + kLine - 1) / kLine * kLine;
+  for (int64_t tile = first; tile < last; ++tile) {
+    int64_t group = 0;
+    for (int64_t row = 0; row < rows; ++group) {
+      const int64_t take = next_group(rows - row);
+      const int32_t* from = packed + row * packed_row(weights);
+      const float* factor = factors + row * (kFactorOfBlock ? num_blocks : 1);
+      float* to = out + row * weights.num_outputs;
+      // The groups share the work of asking for the next tile.
+      const int64_t begin = group * part;
+      const int64_t share = tile + 1 < last && rows > 4 ? std::max<int64_t>(0, std::min(part, block_bytes - begin)) : 0;
+      const uint8_t* ahead = weights.codes + (tile + 1) * tile_bytes + begin;
       switch (take) {
-#define VORTA_ROWS(count)                                                              \
-  case count:                                                                          \
-    multiply_rows<count, kBits, kFactorOfBlock>(from, factor, sum, weights, tile, to); \
+#define VORTA_ROWS(count)                                                                              \
+  case count:                                                                                          \
+    if constexpr (count <= kMaxRows)                                                                   \
+      multiply_group<count, kBits, kFactorOfBlock>(from, factor, weights, tile, ahead, share, to);     \
     break;
         VORTA_ROWS(1)
         VORTA_ROWS(2)
@@ -229,29 +297,48 @@ void multiply_tiles(const int8_t* x, const float* factors, const int32_t* sums, 
         VORTA_ROWS(12)
 #undef VORTA_ROWS
       }
+      row += take;
     }
-    row += take;
   }
+}
+
+int32_t sum_of(const int8_t* x, int64_t count) {
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += x[i];
+  return total;
 }
 
 }  // namespace
 
-void sum_blocks(const int8_t* x, int64_t rows, int64_t num_inputs, int64_t block, int32_t* sums) {
-  for (int64_t index = 0; index < rows * (num_inputs / block); ++index) {
-    int32_t total = 0;
-    for (int64_t i = 0; i < block; ++i) total += x[index * block + i];
-    sums[index] = total;
+int64_t packed_row(const BlockWeights& weights) {
+  return weights.num_inputs / weights.block + weights.num_inputs / 4;
+}
+
+void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32_t* packed) {
+  const int64_t num_blocks = weights.num_inputs / weights.block, fours = weights.num_inputs / 4;
+  const int32_t zero = 1 << (weights.bits - 1);
+  for (int64_t row = 0; row < rows;) {
+    const int64_t take = next_group(rows - row);
+    for (int64_t r = 0; r < take; ++r) {
+      const int8_t* line = x + (row + r) * weights.num_inputs;
+      for (int64_t block = 0; block < num_blocks; ++block)
+        packed[block * take + r] = -zero * sum_of(line + block * weights.block, weights.block);
+    }
+    pack_fours(x + row * weights.num_inputs, take, fours, packed + take * num_blocks);
+    packed += take * packed_row(weights);
+    row += take;
   }
 }
 
-void multiply(const int8_t* x, const float* factors, bool factor_of_block, const int32_t* sums, int64_t rows,
+void multiply(const int32_t* packed, const float* factors, bool factor_of_block, int64_t rows,
               const BlockWeights& weights, int64_t first, int64_t last, float* out) {
+  if (rows == 0) return;
   if (weights.bits == 4)
-    (factor_of_block ? multiply_tiles<4, true> : multiply_tiles<4, false>)(x, factors, sums, rows, weights, first,
-                                                                           last, out);
+    (factor_of_block ? multiply_tiles<4, true> : multiply_tiles<4, false>)(packed, factors, rows, weights, first, last,
+                                                                           out);
   else
-    (factor_of_block ? multiply_tiles<8, true> : multiply_tiles<8, false>)(x, factors, sums, rows, weights, first,
-                                                                           last, out);
+    (factor_of_block ? multiply_tiles<8, true> : multiply_tiles<8, false>)(packed, factors, rows, weights, first, last,
+                                                                           out);
 }
 
 }  // namespace vorta

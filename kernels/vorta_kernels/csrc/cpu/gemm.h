@@ -24,12 +24,15 @@ struct BlockWeights {
   int bits;            // 4 or 8
 };
 
-// Sums of the codes of each block, [rows, num_inputs / block].
-void sum_blocks(const int8_t* x, int64_t rows, int64_t num_inputs, int64_t block, int32_t* sums);
+// Rows as `multiply` reads them: groups of rows that are computed together, each the zero's share of every block,
+// [blocks, rows of the group], then its codes, four at a time, [num_inputs / 4, rows of the group]. A row takes
+// `packed_row` numbers.
+int64_t packed_row(const BlockWeights& weights);
+void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32_t* packed);
 
 // out[rows, num_outputs] for the outputs of tiles `first` to `last` - 1. `factors` are [rows, 1], or [rows, blocks] when
 // `factor_of_block`.
-void multiply(const int8_t* x, const float* factors, bool factor_of_block, const int32_t* sums, int64_t rows, const BlockWeights& weights,
-              int64_t first, int64_t last, float* out);
+void multiply(const int32_t* packed, const float* factors, bool factor_of_block, int64_t rows,
+              const BlockWeights& weights, int64_t first, int64_t last, float* out);
 
 }  // namespace vorta

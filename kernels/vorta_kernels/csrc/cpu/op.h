@@ -77,6 +77,42 @@ class Context {
         ort::kKernelContextParallelFor)(context_, call, static_cast<size_t>(total), 0, const_cast<Work*>(&work));
   }
 
+  // Likewise in runs of pieces, each thread's as long as possible: memory is read fastest in order. A thread begins with
+  // half of what the one with the most has left, and takes half of it again whenever it is done.
+  template <typename Work>
+  void share_in_runs(int64_t pieces, int64_t elements, const Work& work) const {
+    constexpr uint64_t kEnd = 0xffffffff;
+    struct alignas(64) Run {
+      std::atomic<uint64_t> range{0};  // first << 32 | end
+    } runs[kMaxThreads];
+    runs[0].range = static_cast<uint64_t>(pieces);
+    std::atomic<int> arrivals{0};
+    for_each(std::min(pieces, kMaxThreads), elements, [&](int64_t) {
+      const int own = arrivals++;
+      for (;;) {
+        uint64_t range = runs[own].range;
+        while ((range >> 32) < (range & kEnd)) {
+          if (!runs[own].range.compare_exchange_weak(range, range + (uint64_t{1} << 32))) continue;
+          work(static_cast<int64_t>(range >> 32));
+          range = runs[own].range;
+        }
+        int from = -1;
+        uint64_t most = 0, longest = 0;
+        for (int run = 0; run < std::min<int>(arrivals, kMaxThreads); ++run) {
+          const uint64_t other = runs[run].range, first = other >> 32, end = other & kEnd;
+          if (first < end && end - first > most) {
+            most = end - first;
+            longest = other;
+            from = run;
+          }
+        }
+        if (from < 0) return;
+        const uint64_t first = longest >> 32, end = longest & kEnd, middle = end - (most + 1) / 2;
+        if (runs[from].range.compare_exchange_strong(longest, first << 32 | middle)) runs[own].range = middle << 32 | end;
+      }
+    });
+  }
+
   // Likewise, each thread taking the next piece when it is done with one.
   template <typename Work>
   void share(int64_t pieces, int64_t elements, const Work& work) const {

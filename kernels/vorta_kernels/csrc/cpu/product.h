@@ -47,17 +47,16 @@ struct BlockProduct {
   int64_t tile_bytes() const { return kTile * weights.num_inputs * weights.bits / 8; }
   int64_t work_of_tile() const { return kTile * weights.num_inputs; }
 
-  // What a thread needs beside x to multiply these rows: the sums of their blocks.
+  // These rows as they are multiplied.
   const int32_t* prepare(int64_t first, int64_t count) const {
-    const int64_t blocks = weights.num_inputs / weights.block;
-    int32_t* sums = scratch_of<0, int32_t>(count * blocks);
-    sum_blocks(row(first), count, weights.num_inputs, weights.block, sums);
-    return sums;
+    int32_t* packed = scratch_of<0, int32_t>(count * packed_row(weights));
+    pack_rows(row(first), count, weights, packed);
+    return packed;
   }
 
-  void multiply_rows(int64_t first, int64_t count, const int32_t* sums, int64_t tile, int64_t end, float* out) const {
+  void multiply_rows(int64_t first, int64_t count, const int32_t* packed, int64_t tile, int64_t end, float* out) const {
     const int64_t per_row = factors.columns();
-    multiply(row(first), factors.floats() + first * per_row, per_row != 1, sums, count, weights, tile, end, out);
+    multiply(packed, factors.floats() + first * per_row, per_row != 1, count, weights, tile, end, out);
   }
 
   const int8_t* row(int64_t index) const { return static_cast<const int8_t*>(x.data) + index * weights.num_inputs; }
@@ -104,21 +103,21 @@ void compute_product(const Context& context, const Product& product, float* out,
     context.share((rows + kPieceRows - 1) / kPieceRows, work, [&](int64_t piece) {
       const int64_t first = piece * kPieceRows, count = std::min(kPieceRows, rows - first);
       float* values = out != nullptr ? out + first * outputs : scratch_of<1, float>(kPieceRows * outputs);
-      const int32_t* sums = product.prepare(first, count);
+      const int32_t* packed = product.prepare(first, count);
       for (int64_t tile = 0; tile < tiles; tile += step)
-        product.multiply_rows(first, count, sums, tile, std::min(tile + step, tiles), values);
+        product.multiply_rows(first, count, packed, tile, std::min(tile + step, tiles), values);
       for (int64_t row = 0; row < count; ++row) finish(first + row, values + row * outputs);
     });
     return;
   }
   float* values = out != nullptr ? out : scratch_of<2, float>(rows * outputs);
-  const int32_t* sums = product.prepare(0, rows);
+  const int32_t* packed = product.prepare(0, rows);
   // Pieces of about equal work, small enough that a thread which is held up leaves the rest to the others.
   const int64_t per_piece =
       std::max<int64_t>(rows < 32 ? 1 : 4, kPieceWork / std::max<int64_t>(1, rows * product.work_of_tile()));
-  context.share((tiles + per_piece - 1) / per_piece, work, [&](int64_t piece) {
+  context.share_in_runs((tiles + per_piece - 1) / per_piece, work, [&](int64_t piece) {
     const int64_t first = piece * per_piece;
-    product.multiply_rows(0, rows, sums, first, std::min(first + per_piece, tiles), values);
+    product.multiply_rows(0, rows, packed, first, std::min(first + per_piece, tiles), values);
   });
   context.for_each(rows, rows * outputs, [&](int64_t row) { finish(row, values + row * outputs); });
 }
