@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace vorta {
 
 constexpr int kLanes = 16;
@@ -23,7 +27,14 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  // GCC makes a comparison and a masked move of the other line, three times the latency.
+  return reinterpret_cast<Vec>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
 inline Vec magnitude(Vec a) {
   VecInt bits = reinterpret_cast<VecInt>(a) & 0x7fffffff;
