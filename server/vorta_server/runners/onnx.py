@@ -33,7 +33,7 @@ from vorta_server.engine.runner import (
 )
 from vorta_server.runners.checks import check_step
 from vorta_server.runners.kv_pool import KvPool
-from vorta_server.runners.session import kernel_library, open_session
+from vorta_server.runners.session import kernel_library, open_session, resident_weights
 
 __all__ = ["OnnxRunner"]
 
@@ -91,10 +91,13 @@ class OnnxRunner:
         self._max_model_len = length
         scores_bytes = 4 * self._manifest.num_heads * length * _USUAL_CHUNK
         kernels = kernel_library(artifact) if self._manifest.kernels == "vorta" else None
+        files = [artifact / graph.file for graph in self._manifest.graphs]
+        # Our operators read the weights as they are; ONNX Runtime's rearrange them into memory of its own.
+        self._weights = resident_weights(files) if kernels is not None else None
         with _attention(is_blocked=scores_bytes > _MAX_SCORES_BYTES):
             self._sessions = [
-                open_session(artifact / graph.file, threads, kernels, has_siblings=len(self._manifest.graphs) > 1)
-                for graph in self._manifest.graphs
+                open_session(file, threads, kernels, has_siblings=len(files) > 1, weights=self._weights)
+                for file in files
             ]
         self._min_rows = [graph.min_rows for graph in self._manifest.graphs]
         self._pool = KvPool(
@@ -180,6 +183,7 @@ class OnnxRunner:
         self._is_closed = True
         self._bindings.clear()
         self._sessions.clear()
+        self._weights = None
         self._pool.close()
 
     def _graph_for(self, num_rows: int, deterministic: bool) -> int:
