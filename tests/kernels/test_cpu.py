@@ -138,15 +138,16 @@ def test_products_of_any_shape(
     np.testing.assert_allclose(y, exact, rtol=1e-5, atol=3e-6 * scale)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_row_does_not_depend_on_the_rows_beside_it(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "block"), [(4, 64), (8, 64), (8, 128)])
+def test_a_row_does_not_depend_on_the_rows_beside_it(bits: int, block: int) -> None:
     rng = np.random.default_rng(5)
-    x = rng.integers(-127, 128, (41, 256)).astype(np.int8)
-    factors = rng.random((41, 1)).astype(np.float32)
+    x = rng.integers(-127, 128, (131, 256)).astype(np.int8)
+    factors = rng.random((131, 1)).astype(np.float32)
     weight = rng.standard_normal((100, 256)).astype(np.float32)
-    together, _ = products(x, factors, weight, bits, 64)
-    for count in (1, 2, 4, 5, 7, 12, 13, 24, 29):
-        assert np.array_equal(products(x[:count], factors[:count], weight, bits, 64)[0], together[:count])
+    bias = rng.standard_normal(100).astype(np.float32)
+    together, _ = products(x, factors, weight, bits, block, bias)
+    for count in (1, 2, 4, 5, 7, 12, 13, 24, 29, 41, 100):
+        assert np.array_equal(products(x[:count], factors[:count], weight, bits, block, bias)[0], together[:count])
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

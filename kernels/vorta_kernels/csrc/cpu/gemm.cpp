@@ -255,7 +255,7 @@ void multiply_group(const int32_t* packed, const float* factors, const BlockWeig
   const Vec bias = weights.bias != nullptr ? load_first(weights.bias + column, width) : Vec{};
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
-    const Vec value = (kFactorOfBlock ? totals[row] : totals[row] * factors[row]) + bias;
+    const Vec value = kFactorOfBlock ? totals[row] + bias : multiply_add(totals[row], splat(factors[row]), bias);
     store_first(out + row * weights.num_outputs + column, value, width);
   }
 }

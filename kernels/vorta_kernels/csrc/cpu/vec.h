@@ -36,6 +36,20 @@ inline Vec maximum(Vec a, Vec b) {
 #endif
 }
 
+// a b + c, rounded once where the processor can: what is written as a sum of a product the compiler may round once or
+// twice, even differently from one number of rows to the next.
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FP_FAST_FMAF) || defined(__FMA__)
+  for (int i = 0; i < kLanes; ++i) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return a;
+#else
+  return a * b + c;
+#endif
+}
+
 inline Vec magnitude(Vec a) {
   VecInt bits = reinterpret_cast<VecInt>(a) & 0x7fffffff;
   return reinterpret_cast<Vec>(bits);
