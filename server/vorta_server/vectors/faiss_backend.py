@@ -153,7 +153,7 @@ class FaissBackend:
         reads = self._reads
         pinned = reads.pin({entry for ticket in self._waiting if (entry := reads.needing_store(ticket)) is not None})
         waiting, self._waiting = self._waiting, deque()
-        batches: Batches = {}
+        batches = Batches()
         try:
             for ticket in waiting:
                 if ticket not in self._tickets or not self._tickets.is_wanted(ticket):

@@ -5,11 +5,12 @@ Everything but the reading of columns, which has a thread, is the worker's.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from vorta.errors import InvalidArgument
 from vorta_server.vectors import operation as op
@@ -24,7 +25,9 @@ from vorta_server.vectors.searching import (
     PreparedSearch,
     complete_columns,
     filter_views,
+    plain_key,
     prepare_search,
+    run_plain_searches,
     run_searches,
     settle_views,
 )
@@ -39,8 +42,27 @@ logger = logging.getLogger(__name__)
 _PIN_POLL_S = 0.001
 _PIN_WAIT_S = 10.0
 
-Batches = dict[tuple[OpenCollection, Any], list[tuple[Ticket, PreparedSearch]]]
-"""Searches that are computed together."""
+S = TypeVar("S")
+
+
+class Batches:
+    """Searches that are computed together.
+
+    Attributes:
+        plain: Those that need nothing but to be computed; they are checked then.
+        prepared: The others.
+    """
+
+    def __init__(self) -> None:
+        self.plain: dict[tuple[OpenCollection, Any], list[tuple[Ticket, op.Search]]] = {}
+        self.prepared: dict[tuple[OpenCollection, Any], list[tuple[Ticket, PreparedSearch]]] = {}
+
+    def take(self) -> Batches:
+        """What was collected; nothing is left."""
+        taken = Batches()
+        taken.plain, self.plain = self.plain, taken.plain
+        taken.prepared, self.prepared = self.prepared, taken.prepared
+        return taken
 
 
 class FaissReads:
@@ -166,29 +188,41 @@ class FaissReads:
         """Puts a search into the batch that it can be computed in."""
         try:
             entry = self._get(search.collection)
+            key = plain_key(search)
+            if key is not None:
+                batches.plain.setdefault((entry, key), []).append((ticket, search))
+                return
             prepared = prepare_search(entry.collection, search)
             if prepared.compiled is not None and not self.has_columns(entry, ticket, prepared.compiled):
                 return
         except Exception as error:
             self._tickets.fail(ticket, error)
             return
-        batches.setdefault((entry, prepared.key), []).append((ticket, prepared))
+        batches.prepared.setdefault((entry, prepared.key), []).append((ticket, prepared))
 
     def run(self, batches: Batches) -> None:
         """Computes the searches that were collected."""
-        for (entry, _), batch in batches.items():
-            self._search(entry.collection, batch)
-        batches.clear()
+        taken = batches.take()
+        for (entry, _), plain in taken.plain.items():
+            self._search(plain, functools.partial(run_plain_searches, entry.collection))
+        for (entry, _), prepared in taken.prepared.items():
+            self._search(prepared, functools.partial(run_searches, entry.collection))
 
-    def _search(self, collection: VectorCollection, batch: list[tuple[Ticket, PreparedSearch]]) -> None:
+    def _search(self, batch: list[tuple[Ticket, S]], run: Callable[[list[S]], list[op.SearchResults]]) -> None:
         try:
-            results = run_searches(collection, [prepared for _, prepared in batch])
+            results = run([search for _, search in batch])
+        except InvalidArgument as error:
+            if len(batch) == 1:
+                self._tickets.fail(batch[0][0], error)
+            else:  # of one of them
+                for item in batch:
+                    self._search([item], run)
         except Exception as error:
             for ticket, _ in batch:
                 self._tickets.fail(ticket, error)
-            return
-        for (ticket, _), result in zip(batch, results, strict=True):
-            self._tickets.finish(ticket, result)
+        else:
+            for (ticket, _), result in zip(batch, results, strict=True):
+                self._tickets.finish(ticket, result)
 
     def compile(self, collection: VectorCollection, filter_: op.Filter) -> CompiledFilter:
         """The filter for this collection. Raises InvalidArgument naming the condition at fault."""

@@ -33,7 +33,9 @@ __all__ = [
     "Views",
     "complete_columns",
     "filter_views",
+    "plain_key",
     "prepare_search",
+    "run_plain_searches",
     "run_searches",
     "settle_views",
 ]
@@ -136,6 +138,38 @@ def prepare_search(collection: VectorCollection, search: Search) -> PreparedSear
     if words and queries is not None:
         depth = search.num_candidates or max(_MIN_CANDIDATES, _CANDIDATE_FACTOR * (search.limit + search.offset))
     return PreparedSearch(search, queries, own_rows, words, compiled, num_queries, depth)
+
+
+def plain_key(search: Search) -> tuple[Any, ...] | None:
+    """Equal for searches that `run_plain_searches` answers together; None for those that it does not answer."""
+    if not search.columns or not search.vectors or search.with_payload or search.with_vector:
+        return None
+    if search.filter is not None or search.texts or search.ids or search.group_by:
+        return None
+    if search.score_threshold is not None:
+        return None
+    return search.limit, search.offset, search.exact, search.ef_search, search.num_probes
+
+
+def run_plain_searches(collection: VectorCollection, searches: Sequence[Search]) -> list[SearchResults]:
+    """Answers searches by vector whose hits are ids and scores, of equal `plain_key`: checked and computed as one.
+
+    Raises:
+        InvalidArgument: One of them at least cannot be answered, or they are too many for one; which, it does not say.
+    """
+    row_bytes = 4 * collection.definition.dimension
+    asked = searches[0]
+    if len(searches) > 1:
+        if any(len(search.vectors) % row_bytes for search in searches):
+            raise InvalidArgument("The vectors of one of the searches are of another length.", field="vectors")
+        asked = msgspec.structs.replace(asked, vectors=b"".join([search.vectors for search in searches]))
+    prepared = prepare_search(collection, asked)
+    assert prepared.queries is not None
+    runner = _Runner(collection, None)
+    columns = iter(_columns(collection, asked, *runner.dense(prepared.queries, prepared.depth, asked)))
+    return [
+        SearchResults(results=list(itertools.islice(columns, len(search.vectors) // row_bytes))) for search in searches
+    ]
 
 
 def _queries_by_id(collection: VectorCollection, ids: Sequence[str]) -> tuple[Matrix, list[int]]:
@@ -304,8 +338,10 @@ class _Runner:
             else:
                 (scores, positions), by_index = self._unfiltered(segment, queries, k, search)
             used_index |= by_index
-            rows = segment.rows[np.maximum(positions, 0)]
-            rows[positions < 0] = -1
+            # A position of -1, none, takes the last row first.
+            rows = segment.rows[positions]
+            if positions.min(initial=0) < 0:
+                rows[positions < 0] = -1
             parts.append((scores, rows))
         names = ("filtered_exact", "filtered_index") if self.views is not None else ("exact", "index")
         return self._merged(parts, len(queries), k), names[used_index]

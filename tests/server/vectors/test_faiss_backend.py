@@ -361,3 +361,37 @@ def test_snapshots_are_made_while_others_write(driver: Driver) -> None:
     for made in [answer for answer in answers if isinstance(answer, op.SnapshotInfo)]:
         info = driver.ask(op.RestoreSnapshot(collection="c", snapshot=made.snapshot, target="copy", replace=True))
         assert info.stats.num_points == made.num_points == made.sequence
+
+
+def test_searches_that_came_together_are_answered_each_for_itself(driver: Driver, backend: FaissBackend) -> None:
+    create(driver, distance="cosine")
+    upsert(driver, 200)
+    settled(driver)
+    queries = vectors(30, seed=3)
+    wrong = {4: queries[:2].tobytes()[:40], 9: np.zeros((1, DIMENSION), "<f4").tobytes(), 11: queries[:1].tobytes()[4:]}
+    searches = [
+        op.Search(
+            collection="c",
+            vectors=wrong.get(index, queries[index : index + 1 + index % 3].tobytes()),
+            limit=3,
+            offset=index % 2,
+            with_payload=False,
+            columns=True,
+        )
+        for index in range(20)
+    ]
+    answers: dict[int, Any] = {}
+    for index, search in enumerate(searches):
+        backend.submit(op.Ticket(search, lambda answer, index=index: answers.setdefault(index, answer)))
+    while len(answers) < len(searches):
+        backend.step()
+    for index, search in enumerate(searches):
+        if index in wrong:
+            assert isinstance(answers[index], InvalidArgument)
+            with pytest.raises(InvalidArgument) as caught:
+                driver.ask(search)
+            assert answers[index].message == caught.value.message
+            assert answers[index].metadata == caught.value.metadata
+        else:
+            assert len(answers[index].results) == 1 + index % 3
+            assert answers[index] == driver.ask(search)
