@@ -69,8 +69,8 @@ class InProcess:
         engine = EncoderEngine(self.encoder, BatchLimits(max_waiting_texts=1 << 20, max_waiting_tokens=1 << 30))
         encoded = self.tokenizer.encode(texts, truncate="right")
         engine.submit(EncodeJob(sequences=[text.token_ids for text in encoded], deliver=results.append))
-        while engine.has_work:
-            engine.step()
+        engine.drain()
+        engine.close()
         vectors: Vectors = results[0]
         return vectors
 

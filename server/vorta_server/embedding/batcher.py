@@ -86,9 +86,10 @@ class TokenBatcher(Generic[T]):
         if not self._waiting:
             self._queue.clear()
 
-    def next(self) -> list[T]:
-        """The next batch; empty when nothing waits."""
+    def next(self, max_tokens: int | None = None) -> list[T]:
+        """The next batch; empty when nothing waits. `max_tokens` in place of the limits' where nothing is padded."""
         limits = self._limits
+        most = limits.max_tokens if max_tokens is None else max_tokens
         batch: list[T] = []
         if self._is_packed:
             tokens = 0
@@ -97,7 +98,7 @@ class TokenBatcher(Generic[T]):
                 if call not in self._waiting:
                     heapq.heappop(self._queue)
                     continue
-                if batch and tokens + length > limits.max_tokens:
+                if batch and tokens + length > most:
                     break
                 heapq.heappop(self._queue)
                 tokens += length

@@ -48,21 +48,32 @@ class EncoderInfo:
 
 
 class Encoder(Protocol):
-    """A loaded model. Not thread-safe."""
+    """A loaded model. Not thread-safe but for what `num_lanes` says."""
 
     @property
     def info(self) -> EncoderInfo:
         """The model's sizes and its authors' defaults."""
         ...
 
+    @property
+    def num_lanes(self) -> int:
+        """Batches that are computed fastest side by side, each by a `run` of its own thread; 1: one after the other."""
+        ...
+
     def run(
-        self, sequences: Sequence[NDArray[np.int32]], token_types: Sequence[NDArray[np.int32]] | None = None
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        token_types: Sequence[NDArray[np.int32]] | None = None,
+        *,
+        beside_others: bool = False,
     ) -> NDArray[np.float32]:
         """Computes a batch.
 
         Args:
             sequences: Token ids [S] of each input, 1 to `info.max_model_len` of them.
             token_types: Beside them, for pairs; None where all are 0. Ignored by models without token types.
+            beside_others: Take one lane's share of the cores; with it as many threads may call as there are lanes. The
+                result is the same.
 
         Returns:
             Embedding: the hidden states of all tokens, in the order of the sequences, [T, H] with T the sum of their

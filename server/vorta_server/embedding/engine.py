@@ -1,12 +1,13 @@
 """The engine of an encoder's worker: takes calls, batches their texts, pools, and answers each call once.
 
-Knows no wire and no tokenizer: texts come as token ids, results go to a callback. One thread.
+Knows no wire and no tokenizer: texts come as token ids, results go to a callback. One thread calls it; lanes compute.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,12 @@ Float32Array = NDArray[np.float32]
 
 # Weight of the newest batch in the measured speed.
 _SPEED_WEIGHT = 0.2
+
+# What waits, in tokens, is computed as one batch by all threads up to so many: a short text is answered soonest so.
+_TOGETHER_TOKENS = 256
+
+# A lane's batch has as many at least, if they wait: fewer cost more for each.
+_LANE_TOKENS = 128
 
 # A call is refused at once when the speed measured says that it would end this many times later than its deadline.
 _HOPELESS = 1.5
@@ -65,17 +72,39 @@ class EncoderCounters:
     batch_s_sum: float = 0.0
 
 
+_Batch = list[tuple[EncodeJob, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A batch's rows in its order, its tokens, and the time that it took."""
+
+    rows: list[Float32Array]
+    num_tokens: int
+    spent_s: float
+
+
 class EncoderEngine:
     """Batches and computes.
 
+    Where the encoder has lanes, each computes its own batch on its own thread. So no core waits for another in
+    the middle of a batch, and whoever calls the engine reads and tokenizes meanwhile. When little waits and no lane is
+    busy, all cores compute it together.
+
     Args:
         encoder: The model.
-        limits: Of batches and of the queue.
+        limits: Of batches and of the queue. The lanes share the tokens of a batch.
+        wake: Told by a lane's thread that `has_work` is to be looked at.
     """
 
-    def __init__(self, encoder: Encoder, limits: BatchLimits) -> None:
+    def __init__(self, encoder: Encoder, limits: BatchLimits, *, wake: Callable[[], None] = lambda: None) -> None:
         self._encoder = encoder
         self._batcher: TokenBatcher[tuple[EncodeJob, int]] = TokenBatcher(limits, is_packed=encoder.info.is_packed)
+        self._num_lanes = encoder.num_lanes
+        self._max_lane_tokens = max(_TOGETHER_TOKENS, limits.max_tokens // self._num_lanes)
+        self._lanes = ThreadPoolExecutor(self._num_lanes, thread_name_prefix="lane") if self._num_lanes > 1 else None
+        self._running: dict[Future[_Computed], _Batch] = {}
+        self._wake = wake
         self._jobs: set[EncodeJob] = set()
         self._is_scoring = encoder.info.kind == "rerank"
         self._token_s: float | None = None
@@ -83,8 +112,10 @@ class EncoderEngine:
 
     @property
     def has_work(self) -> bool:
-        """Whether texts wait."""
-        return self._batcher.num_waiting > 0
+        """Whether `step` has something to do: texts wait that can be computed, or a lane is done."""
+        if self._batcher.num_waiting and len(self._running) < self._num_lanes:
+            return True
+        return any(future.done() for future in self._running)
 
     @property
     def num_jobs(self) -> int:
@@ -137,34 +168,71 @@ class EncoderEngine:
             self._fail(job, error)
 
     def step(self) -> None:
-        """Computes one batch, and answers the calls that it completes."""
+        """Answers the calls that lanes have completed and gives them more, or computes one batch here."""
+        for future in [future for future in self._running if future.done()]:
+            self._take(self._running.pop(future), future.result, self._num_lanes)
         self._expire()
-        batch = self._batcher.next()
-        if not batch:
+        if self._lanes is None or (not self._running and self._is_little):
+            batch = self._batcher.next()
+            if batch:
+                self._take(batch, lambda: self._compute(batch), 1)
             return
+        while self._batcher.num_waiting and len(self._running) < self._num_lanes:
+            # What is left for the lanes that have nothing to do, in equal parts.
+            share = -(-self._batcher.waiting_tokens // (self._num_lanes - len(self._running)))
+            batch = self._batcher.next(min(self._max_lane_tokens, max(share, _LANE_TOKENS)))
+            future = self._lanes.submit(self._compute, batch, beside_others=True)
+            self._running[future] = batch
+            future.add_done_callback(lambda _: self._wake())
+
+    def drain(self) -> None:
+        """Computes all that waits."""
+        while self._running or self._batcher.num_waiting:
+            if not self.has_work:
+                wait(self._running, return_when=FIRST_COMPLETED)
+            self.step()
+
+    def close(self) -> None:
+        """Ends the lanes' threads; batches under way are waited for. Idempotent."""
+        if self._lanes is not None:
+            self._lanes.shutdown(cancel_futures=True)
+
+    @property
+    def _is_little(self) -> bool:
+        return self._batcher.num_waiting <= 1 or self._batcher.waiting_tokens <= _TOGETHER_TOKENS
+
+    def _compute(self, batch: _Batch, *, beside_others: bool = False) -> _Computed:
+        """Computes a batch. On a lane's thread nothing of a job but what it asked for is read."""
         start_s = time.monotonic()
         sequences = [job.sequences[index] for job, index in batch]
-        num_tokens = sum(map(len, sequences))
+        types = self._token_types(batch)
+        if beside_others:
+            output = self._encoder.run(sequences, types, beside_others=True)
+        else:
+            output = self._encoder.run(sequences, types)
+        rows = self._split(batch, sequences, output)
+        return _Computed(rows, sum(map(len, sequences)), time.monotonic() - start_s)
+
+    def _take(self, batch: _Batch, result: Callable[[], _Computed], num_lanes: int) -> None:
+        """Hands a batch's rows to its calls, or their error, and answers those that are complete."""
         try:
-            output = self._encoder.run(sequences, self._token_types(batch))
-            rows = self._split(batch, sequences, output)
+            computed = result()
         except Exception as error:
             for job in {job for job, _ in batch}:
                 self._fail(job, error if isinstance(error, VortaError) else _failed(error))
             if not isinstance(error, VortaError):
                 raise
             return
-        spent_s = time.monotonic() - start_s
         counters = self.counters
         counters.batches += 1
         counters.texts += len(batch)
-        counters.tokens += num_tokens
-        counters.batch_s_sum += spent_s
-        token_s = spent_s / max(1, num_tokens)
+        counters.tokens += computed.num_tokens
+        counters.batch_s_sum += computed.spent_s
+        token_s = computed.spent_s / max(1, computed.num_tokens) / num_lanes
         self._token_s = (
             token_s if self._token_s is None else (1 - _SPEED_WEIGHT) * self._token_s + _SPEED_WEIGHT * token_s
         )
-        for (job, index), row in zip(batch, rows, strict=True):
+        for (job, index), row in zip(batch, computed.rows, strict=True):
             if job.is_over:
                 continue
             job.rows[index] = row
@@ -174,7 +242,7 @@ class EncoderEngine:
                 self._jobs.discard(job)
                 job.deliver(np.concatenate([part for part in job.rows if part is not None]))
 
-    def _token_types(self, batch: list[tuple[EncodeJob, int]]) -> list[NDArray[np.int32]] | None:
+    def _token_types(self, batch: _Batch) -> list[NDArray[np.int32]] | None:
         if not self._encoder.info.has_token_types:
             return None
         found = [job.token_types[index] if job.token_types is not None else None for job, index in batch]
@@ -185,9 +253,7 @@ class EncoderEngine:
             for (job, index), types in zip(batch, found, strict=True)
         ]
 
-    def _split(
-        self, batch: list[tuple[EncodeJob, int]], sequences: list[NDArray[np.int32]], output: Float32Array
-    ) -> list[Float32Array]:
+    def _split(self, batch: _Batch, sequences: list[NDArray[np.int32]], output: Float32Array) -> list[Float32Array]:
         """Each text's rows [1 or tokens, D] of the encoder's output, pooled as its call wants."""
         if self._is_scoring:
             return [output[index : index + 1] for index in range(len(batch))]

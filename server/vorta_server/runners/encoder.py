@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
 
 _KINDS = ("embedding", "rerank")
+
+# Batches that are computed at once at most; of more cores each lane has several.
+_MOST_LANES = 8
 
 # Texts of a batch that TensorRT plans for; with more it plans anew. Tokens likewise, up to the model's length.
 _USUAL_TEXTS, _MOST_TEXTS = 8, 64
@@ -67,7 +71,15 @@ class OnnxEncoder:
             precision=manifest.precision,
             profile=_profile(manifest),
         )
-        self._session = open_session(artifact / manifest.graphs[0].file, threads, library, providers=choice)
+        file = artifact / manifest.graphs[0].file
+        cores = threads or len(os.sched_getaffinity(0))
+        self._num_lanes = min(cores, _MOST_LANES) if self._is_packed else 1
+        has_lanes = self._num_lanes > 1
+        self._session = open_session(file, threads, library, has_siblings=has_lanes, providers=choice)
+        # Weights are mapped into memory from the artifact, so a second session costs none.
+        self._lane_session = (
+            open_session(file, cores // self._num_lanes, library, has_siblings=True) if has_lanes else None
+        )
         self._info = EncoderInfo(
             kind=manifest.kind,
             hidden_size=manifest.hidden_size,
@@ -94,9 +106,21 @@ class OnnxEncoder:
         """The artifact's manifest."""
         return self._manifest
 
-    def run(self, sequences: Sequence[Int32Array], token_types: Sequence[Int32Array] | None = None) -> Float32Array:
+    @property
+    def num_lanes(self) -> int:
+        """One for each core, on our kernels. See `Encoder.num_lanes`."""
+        return self._num_lanes
+
+    def run(
+        self,
+        sequences: Sequence[Int32Array],
+        token_types: Sequence[Int32Array] | None = None,
+        *,
+        beside_others: bool = False,
+    ) -> Float32Array:
         """Computes a batch. See `Encoder.run`."""
-        if self._session is None:
+        session = self._lane_session if beside_others and self._lane_session is not None else self._session
+        if session is None:
             raise RuntimeError("the encoder is closed")
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         if not len(lengths):
@@ -111,7 +135,7 @@ class OnnxEncoder:
             inputs["token_types"] = self._joined_types(token_types, lengths)
         feed = _packed(inputs, lengths) if self._is_packed else _padded(inputs, lengths)
         try:
-            (result,) = self._session.run([self._output], feed)
+            (result,) = session.run([self._output], feed)
         except Exception as error:  # ONNX Runtime raises its own types, with RuntimeError as their only common base
             raise Internal(f"ONNX Runtime failed: {error}") from error
         output: Float32Array = result
@@ -121,7 +145,7 @@ class OnnxEncoder:
 
     def close(self) -> None:
         """Drops the session and the weights. Idempotent."""
-        self._session = None
+        self._session = self._lane_session = None
 
     def _check_lengths(self, lengths: NDArray[np.int64]) -> None:
         shortest, longest = int(lengths.min()), int(lengths.max())

@@ -29,10 +29,18 @@ class FakeEncoder:
         max_model_len: Most tokens of an input.
         vocab_size: Token ids are below it.
         token_s: Simulated time of each token.
+        num_lanes: Batches at once.
     """
 
     def __init__(
-        self, *, kind: str, hidden_size: int = 64, max_model_len: int = 512, vocab_size: int = 512, token_s: float = 0.0
+        self,
+        *,
+        kind: str,
+        hidden_size: int = 64,
+        max_model_len: int = 512,
+        vocab_size: int = 512,
+        token_s: float = 0.0,
+        num_lanes: int = 1,
     ) -> None:
         self._info = EncoderInfo(
             kind=kind,
@@ -47,14 +55,24 @@ class FakeEncoder:
         )
         self._states = np.random.default_rng(7).standard_normal((_NUM_STATES, hidden_size), np.float32)
         self._token_s = token_s
+        self._num_lanes = num_lanes
 
     @property
     def info(self) -> EncoderInfo:
         """The model's sizes."""
         return self._info
 
+    @property
+    def num_lanes(self) -> int:
+        """Batches at once."""
+        return self._num_lanes
+
     def run(
-        self, sequences: Sequence[NDArray[np.int32]], token_types: Sequence[NDArray[np.int32]] | None = None
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        token_types: Sequence[NDArray[np.int32]] | None = None,
+        *,
+        beside_others: bool = False,
     ) -> NDArray[np.float32]:
         """Computes a batch. See `Encoder.run`."""
         if self._token_s:

@@ -152,8 +152,9 @@ class EncoderService:
         )
 
     def close(self) -> None:
-        """Stops the tokenizing thread. Idempotent."""
+        """Stops the tokenizing thread and the engine's. Idempotent."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
 
     def _check_embed(self, message: Embed) -> None:
         info = self._info
@@ -359,7 +360,7 @@ def build_encoder(config: WorkerConfig, *, wake: Callable[[], None]) -> tuple[En
         max_waiting_texts=config.max_waiting_texts,
     )
     service = EncoderService(
-        EncoderEngine(encoder, limits),
+        EncoderEngine(encoder, limits, wake=wake),
         EncoderTokenizer(folder, max_tokens=length),
         info,
         name=config.model,

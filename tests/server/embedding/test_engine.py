@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -22,8 +23,8 @@ def tokens(seed: int, length: int) -> np.ndarray:
 
 
 def run(engine: EncoderEngine) -> None:
-    while engine.has_work:
-        engine.step()
+    engine.drain()
+    assert not engine.has_work
 
 
 def embedded(sequences: list[np.ndarray], pooling: str = "mean", **options: Any) -> np.ndarray:
@@ -48,10 +49,12 @@ def embedded(sequences: list[np.ndarray], pooling: str = "mean", **options: Any)
         ),
         min_size=1,
         max_size=8,
-    )
+    ),
+    num_lanes=st.integers(1, 3),
 )
-def test_batches_of_calls_with_different_options_give_each_its_own(calls: list[Any]) -> None:
-    engine = EncoderEngine(FakeEncoder(kind="embedding"), BatchLimits(max_tokens=100, max_rows=7))
+def test_batches_of_calls_with_different_options_give_each_its_own(calls: list[Any], num_lanes: int) -> None:
+    encoder = FakeEncoder(kind="embedding", num_lanes=num_lanes)
+    engine = EncoderEngine(encoder, BatchLimits(max_tokens=100, max_rows=7))
     answers: list[list[Any]] = []
     wanted = []
     for number, (lengths, pooling, normalize, dimensions) in enumerate(calls):
@@ -68,6 +71,7 @@ def test_batches_of_calls_with_different_options_give_each_its_own(calls: list[A
         )
         wanted.append(embedded(sequences, pooling, normalize=normalize, dimensions=dimensions))
     run(engine)
+    engine.close()
     assert engine.num_jobs == 0
     for given_, expected in zip(answers, wanted, strict=True):
         (vectors,) = given_
@@ -138,12 +142,12 @@ def test_cancelled_calls_are_not_answered_and_not_computed() -> None:
 class Broken(FakeEncoder):
     """Fails on its second batch."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(kind="embedding")
+    def __init__(self, error: Exception, num_lanes: int = 1) -> None:
+        super().__init__(kind="embedding", num_lanes=num_lanes)
         self.error = error
         self.num_runs = 0
 
-    def run(self, sequences: Any, token_types: Any = None) -> Any:
+    def run(self, sequences: Any, token_types: Any = None, *, beside_others: bool = False) -> Any:
         self.num_runs += 1
         if self.num_runs == 2:
             raise self.error
@@ -174,3 +178,69 @@ def test_all_can_be_failed() -> None:
     engine.fail_all(Unavailable("gone"))
     assert [type(answer) for answer in answers] == [Unavailable] * 3
     assert not engine.has_work
+
+
+class Gated(FakeEncoder):
+    """Two lanes, each of which waits for its batch to be let go."""
+
+    def __init__(self) -> None:
+        super().__init__(kind="embedding", num_lanes=2)
+        self.gate = threading.Semaphore(0)
+        self.sizes: list[int] = []
+        self.is_lane: list[bool] = []
+
+    def run(self, sequences: Any, token_types: Any = None, *, beside_others: bool = False) -> Any:
+        self.sizes.append(sum(map(len, sequences)))
+        self.is_lane.append(beside_others)
+        if beside_others:
+            assert self.gate.acquire(timeout=10)
+        return super().run(sequences, token_types)
+
+
+def test_lanes_share_what_waits_and_take_what_comes_meanwhile() -> None:
+    encoder, woken = Gated(), threading.Event()
+    engine = EncoderEngine(encoder, BatchLimits(max_tokens=4_000), wake=woken.set)
+    answers: list[Any] = []
+    gone = EncodeJob(sequences=[tokens(2, 20)], deliver=answers.append)
+    engine.submit(EncodeJob(sequences=[tokens(1, 20)] * 50, deliver=answers.append))
+    engine.step()  # gives both lanes a half and does not wait
+    engine.submit(gone)
+    engine.submit(EncodeJob(sequences=[tokens(3, 20)], deliver=answers.append))
+    engine.cancel(gone)
+    engine.step()
+    assert not engine.has_work
+    assert not answers
+    while len(encoder.sizes) < 2:
+        time.sleep(0.001)
+    assert sorted(encoder.sizes) == [500, 500]
+    encoder.gate.release()
+    assert woken.wait(10)
+    while not engine.has_work:  # the thread that woke is about to say that it is done
+        time.sleep(0.001)
+    engine.step()
+    encoder.gate.release(2)
+    run(engine)
+    engine.close()
+    assert [len(answer) for answer in answers] in ([50, 1], [1, 50])
+    assert engine.counters.texts == 51
+
+
+def test_a_short_text_alone_is_computed_by_all_cores_at_once() -> None:
+    encoder = Gated()
+    engine = EncoderEngine(encoder, BatchLimits())
+    answers: list[Any] = []
+    engine.submit(EncodeJob(sequences=[tokens(1, 20)] * 2, deliver=answers.append))
+    engine.step()
+    engine.close()
+    assert len(answers) == 1
+    assert encoder.is_lane == [False]
+
+
+def test_a_lane_that_fails_fails_its_calls_alone() -> None:
+    engine = EncoderEngine(Broken(Internal("the device is gone"), num_lanes=2), BatchLimits(max_tokens=512))
+    answers: dict[int, Any] = {}
+    for number in range(4):
+        engine.submit(EncodeJob(sequences=[tokens(number, 250)], deliver=lambda a, n=number: answers.update({n: a})))
+    run(engine)
+    engine.close()
+    assert sorted(isinstance(answer, Internal) for answer in answers.values()) == [False, False, False, True]
