@@ -125,7 +125,7 @@ def make_logits(seed: int, num_rows: int, vocab_size: int, *, ties: bool = False
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(samplings, min_size=1, max_size=6), st.sampled_from([31, 257, 3001]), st.integers(0, 10**6))
+@given(st.lists(samplings, min_size=1, max_size=6), st.sampled_from([31, 257, 3001, 20_011]), st.integers(0, 10**6))
 def test_tokens_follow_the_reference(params: list[SamplingParams], vocab_size: int, seed: int) -> None:
     prompt = (1, 2, 7, 7)
     rows = [make_row(s, vocab_size, seed=i, prompt=prompt) for i, s in enumerate(params)]

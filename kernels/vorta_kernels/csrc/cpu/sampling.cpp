@@ -1,9 +1,10 @@
 // Choosing tokens: the heavy part of vorta_server.engine.sampler, whose docstring gives the rules. Called through ctypes.
 //
-// A row is read two or three times: for its maximum, for the weights exp((x - max) / temperature) and their sum, and for
-// the candidates. Tokens rank by (logit descending, id ascending). Where few candidates do not decide (top-p over a flat
-// distribution), logits are counted into narrow buckets, and only the bucket where the border lies is sorted. The kept
-// tokens are laid out by ascending id and the row's uniform number picks one by inverse CDF.
+// A row is read for its maximum, for the sums of the weights exp((x - max) / temperature) by segment, and for the
+// candidates; weights are not stored, but computed again where the drawn token lies. Tokens rank by (logit descending, id
+// ascending). Where few candidates do not decide (top-p over a flat distribution), a sample of the row says between which
+// logits the border lies, and only what is between them is looked at closely. The kept tokens are laid out by ascending
+// id and the row's uniform number picks one by inverse CDF.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -11,6 +12,10 @@
 #include <limits>
 #include <thread>
 #include <vector>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include "vec.h"
 
@@ -20,9 +25,13 @@ namespace {
 constexpr int64_t kSegment = 256;        // weights whose sum is kept, for the inverse CDF
 constexpr int64_t kStripes = 1024;       // maxima that bound the k-th largest logit from below
 constexpr int64_t kFewCandidates = 64;   // ranked before the wide way is taken
-constexpr int64_t kBuckets = 4096;
-constexpr double kBucketRange = 40.0;    // e^-40 of the largest weight: below, all logits share the last bucket
+constexpr int64_t kBuckets = 1024;
+constexpr int64_t kSample = 4096;        // logits that say where the border of top-p is
+constexpr int64_t kRough = 16;           // one in so many of these says whether it is worth to look
+constexpr double kSureness = 4.5;        // standard deviations that the border may be away from where they say
 constexpr int64_t kThreadElements = 1 << 17;  // logits that are worth another thread
+
+constexpr float kNoLimit = -std::numeric_limits<float>::infinity();
 
 struct Candidate {
   float logit;
@@ -43,12 +52,14 @@ struct Row {
 };
 
 struct Scratch {
-  std::vector<float> weights;
   std::vector<double> segments;
   std::vector<float> stripes;
   std::vector<Candidate> candidates;
+  std::vector<float> logits, weights;  // of tokens that a closer look is taken at, with their ids
+  std::vector<int32_t> ids, places;
+  std::vector<float> sample;
   std::vector<double> masses;
-  std::vector<int32_t> buckets;
+  std::vector<double> squares;
 };
 
 bool any(VecInt lanes) {
@@ -57,51 +68,107 @@ bool any(VecInt lanes) {
   return ((parts[0] | parts[1]) | (parts[2] | parts[3]) | (parts[4] | parts[5]) | (parts[6] | parts[7])) != 0;
 }
 
-// The largest logit, or NaN when the row holds one.
-float maximum_of(const float* logits, int64_t size) {
-  Vec top = splat(-std::numeric_limits<float>::infinity());
+// Calls found(i) for each lane that is set, ascending.
+template <typename Found>
+void for_set(VecInt lanes, const Found& found) {
+  const VecByte bytes = __builtin_convertvector(lanes, VecByte);
+  uint64_t halves[2];
+  std::memcpy(halves, &bytes, sizeof halves);
+  for (int half = 0; half < 2; ++half)
+    for (uint64_t left = halves[half]; left != 0;) {
+      const int byte = __builtin_ctzll(left) / 8;
+      found(8 * half + byte);
+      left &= ~(uint64_t{0xff} << (8 * byte));
+    }
+}
+
+// Appends the lanes of `values` that are set to `to`, which has room for a whole vector; returns how many.
+#ifdef __AVX512F__
+int64_t pack(VecInt lanes, Vec values, float* to) {
+  const __mmask16 mask = _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes));
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, reinterpret_cast<__m512>(values)));
+  return __builtin_popcount(mask);
+}
+#else
+int64_t pack(VecInt lanes, Vec values, float* to) {
+  int64_t count = 0;
+  for_set(lanes, [&](int64_t lane) { to[count++] = values[lane]; });
+  return count;
+}
+#endif
+
+// The largest logit, or NaN when the row holds one. Leaves in the scratch memory the maxima of kStripes disjoint stripes
+// where rows are long enough for them.
+float scan(const Row& row, Scratch& scratch) {
+  const float* logits = row.logits;
   VecInt strange = VecInt{};
   int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    const Vec x = load(logits + i);
-    strange |= x != x;
-    top = maximum(x, top);
-  }
-  float result = largest(top);
-  bool is_strange = false;
-  for (int lane = 0; lane < kLanes; ++lane) is_strange |= strange[lane] != 0;
-  for (; i < size; ++i) {
+  scratch.stripes.assign(kStripes, -std::numeric_limits<float>::infinity());
+  float* stripes = scratch.stripes.data();
+  for (; i + kStripes <= row.size; i += kStripes)
+    for (int64_t lane = 0; lane < kStripes; lane += kLanes) {
+      const Vec x = load(logits + i + lane);
+      strange |= x != x;
+      store(stripes + lane, maximum(x, load(stripes + lane)));
+    }
+  bool is_strange = any(strange);
+  for (; i < row.size; ++i) {
     is_strange |= logits[i] != logits[i];
-    result = std::max(result, logits[i]);
+    float& stripe = stripes[i % kStripes];
+    stripe = std::max(stripe, logits[i]);
   }
-  return is_strange ? std::numeric_limits<float>::quiet_NaN() : result;
+  Vec top = load(stripes);
+  for (int64_t lane = kLanes; lane < kStripes; lane += kLanes) top = maximum(load(stripes + lane), top);
+  return is_strange ? std::numeric_limits<float>::quiet_NaN() : largest(top);
 }
 
 int64_t first_at(const float* logits, int64_t size, float value) {
-  return std::find(logits, logits + size, value) - logits;
+  int64_t i = 0;
+  while (i + kLanes <= size && !any(load(logits + i) == value)) i += kLanes;
+  return std::find(logits + i, logits + size, value) - logits;
 }
 
-// Weights of all tokens and the sums of their segments; returns the total.
-double weigh(const Row& row, float top, Scratch& scratch) {
-  const int64_t segments = (row.size + kSegment - 1) / kSegment;
-  scratch.weights.resize(row.size);
-  scratch.segments.resize(segments);
+// Which tokens are left: those with a logit above `border`, and those that have it up to the id `last`.
+struct Kept {
+  float border = kNoLimit;
+  int64_t last = std::numeric_limits<int64_t>::max();
+
+  bool operator()(float logit, int64_t id) const { return logit > border || (logit == border && id <= last); }
+};
+
+int64_t num_segments(const Row& row) { return (row.size + kSegment - 1) / kSegment; }
+
+// The same weight for a logit wherever it stands.
+float weight_of(const Row& row, float top, float logit) {
+  return exponential(splat((logit - top) * static_cast<float>(row.inverse_temperature)))[0];
+}
+
+// Sums by segment of the weights of the tokens with logits of at least `least`; returns the total. With kCollects the
+// candidates are the tokens with logits of at least `bound`.
+template <bool kCollects>
+double weigh(const Row& row, float top, float least, float bound, Scratch& scratch) {
+  if (kCollects) scratch.candidates.clear();
+  scratch.segments.resize(num_segments(row));
   const float factor = static_cast<float>(row.inverse_temperature);
   double total = 0.0;
-  for (int64_t segment = 0; segment < segments; ++segment) {
-    const int64_t end = std::min(row.size, (segment + 1) * kSegment);
-    Vec sums = Vec{};
-    int64_t i = segment * kSegment;
-    for (; i + kLanes <= end; i += kLanes) {
-      const Vec weight = exponential((load(row.logits + i) - top) * factor);
-      store(scratch.weights.data() + i, weight);
-      sums += weight;
+  for (size_t segment = 0; segment < scratch.segments.size(); ++segment) {
+    int64_t i = static_cast<int64_t>(segment) * kSegment;
+    const int64_t end = std::min(row.size, i + kSegment);
+    Vec sums = Vec{}, others = Vec{};
+    // Two at a time: a chain of additions would be as long as an exponential.
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      const Vec a = load(row.logits + i), b = load(row.logits + i + kLanes);
+      const Vec first = exponential((a - top) * factor), second = exponential((b - top) * factor);
+      sums += a >= least ? first : Vec{};
+      others += b >= least ? second : Vec{};
+      if (kCollects && any((a >= bound) | (b >= bound)))
+        for (int64_t at = i; at < i + 2 * kLanes; ++at)
+          if (row.logits[at] >= bound) scratch.candidates.push_back({row.logits[at], at});
     }
-    double part = sum(sums);
+    double part = sum(sums + others);
     for (; i < end; ++i) {
-      const float weight = std::exp((row.logits[i] - top) * factor);
-      scratch.weights[i] = weight;
-      part += weight;
+      if (row.logits[i] >= least) part += weight_of(row, top, row.logits[i]);
+      if (kCollects && row.logits[i] >= bound) scratch.candidates.push_back({row.logits[i], i});
     }
     scratch.segments[segment] = part;
     total += part;
@@ -109,26 +176,24 @@ double weigh(const Row& row, float top, Scratch& scratch) {
   return total;
 }
 
-// The first token whose running sum exceeds uniform * total; never one of weight zero.
-int64_t draw_all(const Row& row, double total, const Scratch& scratch) {
+// The first kept token whose running sum exceeds uniform * total; never one of weight zero.
+int64_t draw_all(const Row& row, float top, const Kept& kept, double total, const Scratch& scratch) {
   double target = row.uniform * total;
-  const int64_t segments = static_cast<int64_t>(scratch.segments.size());
+  const int64_t segments = num_segments(row);
   int64_t segment = 0;
   while (segment + 1 < segments && target >= scratch.segments[segment]) target -= scratch.segments[segment++];
   int64_t last = -1;
-  for (; segment < segments; ++segment) {
-    const int64_t end = std::min(row.size, (segment + 1) * kSegment);
-    for (int64_t i = segment * kSegment; i < end; ++i) {
-      const double weight = scratch.weights[i];
-      if (weight <= 0.0) continue;
-      last = i;
-      if (target < weight) return i;
-      target -= weight;
-    }
+  for (int64_t i = segment * kSegment; i < row.size; ++i) {
+    if (!kept(row.logits[i], i)) continue;
+    const double weight = weight_of(row, top, row.logits[i]);
+    if (weight <= 0.0) continue;
+    last = i;
+    if (target < weight) return i;
+    target -= weight;
   }
   // Sums of floats may fall short of the total by a rounding: then it is the last token with a weight.
-  for (int64_t i = row.size - 1; last < 0 && i >= 0; --i)
-    if (scratch.weights[i] > 0.0f) last = i;
+  for (int64_t i = segment * kSegment - 1; last < 0 && i >= 0; --i)
+    if (kept(row.logits[i], i) && weight_of(row, top, row.logits[i]) > 0.0f) last = i;
   return last;
 }
 
@@ -149,35 +214,24 @@ void collect(const Row& row, float bound, std::vector<Candidate>& out) {
   int64_t i = 0;
   for (; i + kLanes <= row.size; i += kLanes) {
     const VecInt reached = load(row.logits + i) >= bound;
-    if (!any(reached)) continue;
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      if (row.logits[i + lane] >= bound) out.push_back({row.logits[i + lane], i + lane});
+    if (any(reached)) for_set(reached, [&](int64_t lane) { out.push_back({row.logits[i + lane], i + lane}); });
   }
   for (; i < row.size; ++i)
     if (row.logits[i] >= bound) out.push_back({row.logits[i], i});
 }
 
-// The `count` best tokens, in the order of their rank.
-void best(const Row& row, int64_t count, Scratch& scratch) {
-  std::vector<Candidate>& found = scratch.candidates;
-  count = std::min(count, row.size);
-  float bound = -std::numeric_limits<float>::infinity();
-  if (count < kStripes && row.size >= 4 * kStripes) {
-    // Disjoint stripes have as many maxima; at least `count` logits reach the count-th largest of these.
-    scratch.stripes.assign(row.logits, row.logits + kStripes);
-    int64_t i = kStripes;
-    for (; i + kStripes <= row.size; i += kStripes)
-      for (int64_t lane = 0; lane < kStripes; lane += kLanes)
-        store(scratch.stripes.data() + lane, maximum(load(scratch.stripes.data() + lane), load(row.logits + i + lane)));
-    for (; i < row.size; ++i) {
-      float& stripe = scratch.stripes[i % kStripes];
-      stripe = std::max(stripe, row.logits[i]);
-    }
-    std::nth_element(scratch.stripes.begin(), scratch.stripes.begin() + (count - 1), scratch.stripes.end(),
-                     std::greater<float>());
-    bound = scratch.stripes[count - 1];
-  }
-  collect(row, bound, found);
+// A logit that at least `count` tokens reach, and not many more. After `scan`, whose stripes it sorts in part: the
+// first `count` are then the largest.
+float bound_of(const Row& row, int64_t count, Scratch& scratch) {
+  if (count >= kStripes || row.size < 4 * kStripes) return kNoLimit;
+  // At least `count` logits reach the count-th largest of the stripes' maxima.
+  std::nth_element(scratch.stripes.begin(), scratch.stripes.begin() + (count - 1), scratch.stripes.end(),
+                   std::greater<float>());
+  return scratch.stripes[count - 1];
+}
+
+// Leaves of the candidates the `count` best, in the order of their rank.
+void rank(int64_t count, std::vector<Candidate>& found) {
   if (static_cast<int64_t>(found.size()) > count) {
     std::nth_element(found.begin(), found.begin() + count, found.end());
     found.resize(count);
@@ -205,136 +259,260 @@ bool cut(const Row& row, float top, double total, std::vector<Candidate>& ranked
   return is_covered;
 }
 
-// Sets weights whose place [size] in `buckets` is beyond the border to zero, and those below `floor`; sums up the rest.
-double keep_up_to(const Row& row, int32_t border, float floor, Scratch& scratch) {
-  double mass = 0.0;
-  for (int64_t start = 0; start < row.size; start += kSegment) {
-    const int64_t end = std::min(row.size, start + kSegment);
-    Vec sums = Vec{};
-    int64_t i = start;
-    for (; i + kLanes <= end; i += kLanes) {
-      VecInt bucket;
-      std::memcpy(&bucket, scratch.buckets.data() + i, sizeof bucket);
-      const Vec weight = load(scratch.weights.data() + i);
-      const Vec kept = ((bucket <= border) & (weight >= floor)) ? weight : Vec{};
-      store(scratch.weights.data() + i, kept);
-      sums += kept;
-    }
-    double part = sum(sums);
-    for (; i < end; ++i) {
-      float& weight = scratch.weights[i];
-      if (scratch.buckets[i] > border || weight < floor) weight = 0.0f;
-      part += weight;
-    }
-    scratch.segments[start / kSegment] = part;
-    mass += part;
+// The least logit that min-p leaves: what decides is the double, and it grows with the logit.
+float least_of_min_p(const Row& row, float top) {
+  const auto is_kept = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - top) * row.inverse_temperature) >= row.min_p;
+  };
+  float logit = static_cast<float>(top + std::log(row.min_p) / row.inverse_temperature);
+  logit = std::min(logit, top);
+  while (logit < top && !is_kept(logit)) logit = std::nextafter(logit, top);
+  for (float next = std::nextafter(logit, kNoLimit); next > kNoLimit && is_kept(next);) {
+    logit = next;
+    next = std::nextafter(logit, kNoLimit);
   }
-  return mass;
+  return logit;
 }
 
-// Top-p (and min-p) whose kept set may be most of the vocabulary; weights are in the scratch memory.
-int64_t draw_wide(const Row& row, float top, double total, Scratch& scratch) {
+// Two logits between which the border of top-p lies.
+struct Bracket {
+  float low, high;
+};
+
+// Where the border of top-p lies below `cap`, going by a sample of the row and by the largest of the stripes' maxima, of
+// which kFewCandidates reach the cap. False when it may lie above. The share that a sample has above a logit errs by the
+// ratio estimator's variance (Cochran, Sampling Techniques, 1977, section 6.4): small, as the heavy weights are on one
+// side.
+bool locate(const Row& row, float top, float cap, Bracket& bracket, Scratch& scratch) {
+  double above = 0.0;
+  for (int64_t i = 0; i < kFewCandidates; ++i)
+    if (scratch.stripes[i] > cap) above += weight_of(row, top, scratch.stripes[i]);
+  // A look at a few tells what most rows are: peaked, with the border far above.
+  const int64_t stride = row.size / kSample, long_stride = kRough * stride;
+  double rough = 0.0;
+  for (int64_t i = long_stride / 2; i < row.size; i += long_stride)
+    if (row.logits[i] <= cap) rough += weight_of(row, top, row.logits[i]);
+  if (above >= row.top_p * (above + rough * long_stride)) return false;
+  std::vector<float>& sample = scratch.sample;
+  sample.clear();
+  float lowest = cap;
+  for (int64_t i = stride / 2; i < row.size; i += stride) {
+    const float logit = row.logits[i];
+    if (logit > cap || logit == kNoLimit) continue;
+    sample.push_back(logit);
+    lowest = std::min(lowest, logit);
+  }
+  // Logits more than 30 temperatures below the cap weigh nothing that a sample could show.
+  const float depth = std::min(cap - lowest, static_cast<float>(30.0 / row.inverse_temperature));
+  if (!(depth > 0.0f)) return false;
+  const float scale = static_cast<float>(kBuckets - 1) / depth, factor = static_cast<float>(row.inverse_temperature);
+  scratch.masses.assign(kBuckets, 0.0);
+  scratch.squares.assign(kBuckets, 0.0);
+  sample.resize((sample.size() + kLanes - 1) / kLanes * kLanes, kNoLimit);
+  double mass = 0.0, squares = 0.0;
+  for (size_t i = 0; i < sample.size(); i += kLanes) {
+    const Vec x = load(sample.data() + i);
+    const Vec weights = exponential((x - top) * factor);
+    const Vec places = (cap - x) * scale;
+    const VecInt buckets = __builtin_convertvector(
+        places < static_cast<float>(kBuckets - 1) ? places : splat(kBuckets - 1), VecInt);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double weight = weights[lane];
+      scratch.masses[buckets[lane]] += weight;
+      scratch.squares[buckets[lane]] += weight * weight;
+      mass += weight;
+      squares += weight * weight;
+    }
+  }
+  const double total = above + mass * stride;
+  const double unsure = kSureness * stride / total;
+  bracket = {kNoLimit, -kNoLimit};
+  double running = 0.0, squared = 0.0;
+  for (int64_t bucket = 0; bucket < kBuckets; ++bucket) {
+    const double share = (above + running * stride) / total;
+    const double error = unsure * std::sqrt(squared * (1 - share) * (1 - share) + (squares - squared) * share * share);
+    if (share + error < row.top_p) bracket.high = cap - static_cast<float>(bucket) / scale;
+    if (share - error > row.top_p) {
+      bracket.low = cap - static_cast<float>(bucket + 1) / scale;
+      break;
+    }
+    running += scratch.masses[bucket];
+    squared += scratch.squares[bucket];
+  }
+  return bracket.high <= cap;
+}
+
+// Finds the border of top-p in a bracket, and the sums by segment of what it keeps, whose total it returns; 0 when the
+// border is not there, or not sure to be.
+double settle(const Row& row, float top, const Bracket& bracket, Kept& kept, Scratch& scratch) {
+  scratch.segments.resize(num_segments(row));
+  const float factor = static_cast<float>(row.inverse_temperature);
+  scratch.logits.resize(row.size + 2 * kLanes);
+  scratch.weights.resize(row.size + 2 * kLanes);
+  scratch.ids.resize(row.size + 2 * kLanes);
+  float* logits = scratch.logits.data();
+  float* weights = scratch.weights.data();
+  int32_t* ids = scratch.ids.data();
+  VecInt lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+  int64_t count = 0;
+  double above = 0.0, total = 0.0;
+  for (int64_t start = 0; start < row.size; start += kSegment) {
+    const int64_t end = std::min(row.size, start + kSegment);
+    Vec sums = Vec{}, all = Vec{};
+    int64_t i = start;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Vec x = load(row.logits + i);
+      const VecInt is_above = x > bracket.high;
+      const Vec weight = exponential((x - top) * factor);
+      all += weight;
+      sums += is_above ? weight : Vec{};
+      const VecInt is_between = (x >= bracket.low) & ~is_above;
+      const VecInt at = lanes + static_cast<int32_t>(i);
+      pack(is_between, reinterpret_cast<Vec>(at), reinterpret_cast<float*>(ids + count));
+      pack(is_between, weight, weights + count);
+      count += pack(is_between, x, logits + count);
+    }
+    double part = sum(sums);
+    total += sum(all);
+    for (; i < end; ++i) {
+      const float weight = weight_of(row, top, row.logits[i]);
+      total += weight;
+      if (row.logits[i] > bracket.high) {
+        part += weight;
+      } else if (row.logits[i] >= bracket.low) {
+        ids[count] = static_cast<int32_t>(i), weights[count] = weight, logits[count] = row.logits[i];
+        ++count;
+      }
+    }
+    scratch.segments[start / kSegment] = part;
+    above += part;
+  }
   const double goal = row.top_p * total;
-  scratch.buckets.resize(row.size);
-  const float scale = static_cast<float>(row.inverse_temperature * (kBuckets - 1) / kBucketRange);
-  const auto place_of = [&](float logit) {
-    return static_cast<int32_t>(std::min((top - logit) * scale, static_cast<float>(kBuckets - 1)));
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= row.size; i += kLanes) {
-    const Vec place = (top - load(row.logits + i)) * scale;
+  if (count == 0 || above >= goal) return 0.0;
+  // Narrow buckets, of which only the one where the border lies is sorted.
+  for (int64_t i = count; i < count + kLanes; ++i) logits[i] = kNoLimit, weights[i] = 0.0f, ids[i] = 0;
+  Vec highs = splat(kNoLimit), lows = splat(-kNoLimit);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec x = load(logits + i);
+    highs = maximum(x, highs);
+    lows = x > kNoLimit ? -maximum(-x, -lows) : lows;
+  }
+  const float highest = largest(highs), lowest = -largest(-lows);
+  const float scale = highest > lowest ? static_cast<float>(kBuckets - 1) / (highest - lowest) : 0.0f;
+  scratch.places.resize(row.size + 2 * kLanes);
+  int32_t* places = scratch.places.data();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec x = load(logits + i);
+    const Vec place = x > kNoLimit ? (highest - x) * scale : splat(kBuckets - 1);
     const Vec bounded = place < static_cast<float>(kBuckets - 1) ? place : splat(kBuckets - 1);
     const VecInt bucket = __builtin_convertvector(bounded, VecInt);
-    std::memcpy(scratch.buckets.data() + i, &bucket, sizeof bucket);
+    std::memcpy(places + i, &bucket, sizeof bucket);
   }
-  for (; i < row.size; ++i) scratch.buckets[i] = place_of(row.logits[i]);
-  // Two histograms, so that neighbours which fall into one bucket need not wait for each other.
-  scratch.masses.assign(2 * kBuckets, 0.0);
-  double* even = scratch.masses.data();
-  double* odd = even + kBuckets;
-  for (i = 0; i + 2 <= row.size; i += 2) {
-    even[scratch.buckets[i]] += scratch.weights[i];
-    odd[scratch.buckets[i + 1]] += scratch.weights[i + 1];
-  }
-  if (i < row.size) even[scratch.buckets[i]] += scratch.weights[i];
-  double above = 0.0;
+  // Four histograms, so that neighbours which fall into one bucket need not wait for each other.
+  scratch.masses.assign(4 * kBuckets, 0.0);
+  double* masses = scratch.masses.data();
+  for (int64_t i = 0; i < count; i += 4)
+    for (int64_t other = 0; other < 4; ++other) masses[other * kBuckets + places[i + other]] += weights[i + other];
   int32_t border = 0;
   for (; border + 1 < kBuckets; ++border) {
-    const double here = even[border] + odd[border];
+    const double here = (masses[border] + masses[kBuckets + border]) +
+                        (masses[2 * kBuckets + border] + masses[3 * kBuckets + border]);
     if (above + here >= goal) break;
     above += here;
   }
   std::vector<Candidate>& inside = scratch.candidates;
   inside.clear();
-  for (i = 0; i < row.size; ++i)
-    if (scratch.buckets[i] == border) inside.push_back({row.logits[i], i});
-  std::sort(inside.begin(), inside.end());
-  for (const Candidate& candidate : inside) {
-    if (above >= goal && (border > 0 || candidate.id != inside.front().id))
-      scratch.weights[candidate.id] = 0.0f;  // ranks behind the border
-    else
-      above += scratch.weights[candidate.id];
+  for (int64_t i = 0; i < count; i += kLanes) {
+    VecInt bucket;
+    std::memcpy(&bucket, places + i, sizeof bucket);
+    const VecInt is_inside = bucket == border;
+    if (any(is_inside))
+      for_set(is_inside, [&](int64_t lane) {
+        if (i + lane < count) inside.push_back({logits[i + lane], ids[i + lane]});
+      });
   }
-  return draw_all(row, keep_up_to(row, border, static_cast<float>(row.min_p), scratch), scratch);
-}
-
-// Min-p alone; weights are in the scratch memory. Returns the mass that is left.
-double drop_below_min_p(const Row& row, float top, Scratch& scratch) {
-  const float bound = static_cast<float>(row.min_p);
-  const float unsure = 1e-5f * bound;  // there the double decides, not the float's rounding
+  std::sort(inside.begin(), inside.end());
+  size_t last = 0;
+  for (; last < inside.size(); ++last) {
+    above += weight_of(row, top, inside[last].logit);
+    if (above >= goal) break;
+  }
+  if (last == inside.size()) {
+    // All of it does not reach: a rounding where nothing lies below, else the border is there.
+    if (bracket.low > kNoLimit || inside.empty()) return 0.0;
+    --last;
+  }
+  kept = {inside[last].logit, inside[last].id};
+  // Four sums for each segment, for the same reason.
+  const int64_t segments = num_segments(row);
+  scratch.masses.assign(4 * segments, 0.0);
+  masses = scratch.masses.data();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec x = load(logits + i);
+    VecInt at;
+    std::memcpy(&at, ids + i, sizeof at);
+    const VecInt is_kept = (x > kept.border) | ((x == kept.border) & (at <= static_cast<int32_t>(kept.last)));
+    store(weights + i, is_kept ? load(weights + i) : Vec{});
+  }
+  for (int64_t i = 0; i < count; i += 4)
+    for (int64_t other = 0; other < 4; ++other)
+      masses[4 * (ids[i + other] / kSegment) + other] += weights[i + other];
   double mass = 0.0;
-  for (int64_t start = 0; start < row.size; start += kSegment) {
-    const int64_t end = std::min(row.size, start + kSegment);
-    const auto is_kept = [&](int64_t i) {
-      return std::exp((static_cast<double>(row.logits[i]) - top) * row.inverse_temperature) >= row.min_p;
-    };
-    Vec sums = Vec{};
-    int64_t i = start;
-    for (; i + kLanes <= end; i += kLanes) {
-      const Vec weight = load(scratch.weights.data() + i);
-      const Vec kept = weight >= bound + unsure ? weight : Vec{};
-      sums += kept;
-      store(scratch.weights.data() + i, kept);
-      const VecInt close = (weight >= bound - unsure) & (weight < bound + unsure);
-      if (!any(close)) continue;
-      for (int lane = 0; lane < kLanes; ++lane)
-        if (close[lane] != 0 && is_kept(i + lane)) {
-          scratch.weights[i + lane] = weight[lane];
-          sums[lane] += weight[lane];
-        }
-    }
-    double part = sum(sums);
-    for (; i < end; ++i) {
-      float& weight = scratch.weights[i];
-      if (!is_kept(i)) weight = 0.0f;
-      part += weight;
-    }
-    scratch.segments[start / kSegment] = part;
-    mass += part;
+  for (int64_t segment = 0; segment < segments; ++segment) {
+    const double* four = masses + 4 * segment;
+    scratch.segments[segment] += (four[0] + four[1]) + (four[2] + four[3]);
+    mass += scratch.segments[segment];
   }
   return mass;
 }
 
+// Draws from what `settle` left, and min-p of that.
+int64_t draw_settled(const Row& row, float top, Kept kept, double mass, Scratch& scratch) {
+  if (row.min_p > 0.0) {
+    const float least = least_of_min_p(row, top);
+    if (least > kept.border) {
+      kept = {least};
+      mass = weigh<false>(row, top, least, 0.0f, scratch);
+    }
+  }
+  return draw_all(row, top, kept, mass, scratch);
+}
+
+int64_t draw_top_p(const Row& row, float top, Scratch& scratch) {
+  const float bound = bound_of(row, kFewCandidates, scratch);
+  Kept kept;
+  Bracket bracket;
+  if (row.size >= 4 * kSample && locate(row, top, bound, bracket, scratch)) {
+    const double mass = settle(row, top, bracket, kept, scratch);
+    if (mass > 0.0) return draw_settled(row, top, kept, mass, scratch);
+  }
+  const double total = weigh<true>(row, top, kNoLimit, bound, scratch);
+  rank(kFewCandidates, scratch.candidates);
+  const float cap = scratch.candidates.back().logit;
+  if (cut(row, top, total, scratch.candidates)) return draw_from(scratch.candidates, row, top);
+  double mass = settle(row, top, {kNoLimit, cap}, kept, scratch);
+  if (mass <= 0.0) {  // the sums of the two ways differ by a rounding: the border is at the cap
+    kept = {cap};
+    mass = weigh<false>(row, top, cap, 0.0f, scratch);
+  }
+  return draw_settled(row, top, kept, mass, scratch);
+}
+
 int64_t sample_row(const Row& row, Scratch& scratch) {
-  const float top = maximum_of(row.logits, row.size);
+  const float top = scan(row, scratch);
   if (!std::isfinite(top)) return -1;
-  const int64_t first = first_at(row.logits, row.size, top);
-  if (row.inverse_temperature <= 0.0) return first;
+  if (row.inverse_temperature <= 0.0) return first_at(row.logits, row.size, top);
   const bool has_k = row.top_k > 0 && row.top_k < row.size;
   if (has_k) {
-    best(row, row.top_k, scratch);
+    collect(row, bound_of(row, row.top_k, scratch), scratch.candidates);
+    rank(row.top_k, scratch.candidates);
     cut(row, top, std::numeric_limits<double>::infinity(), scratch.candidates);
     return draw_from(scratch.candidates, row, top);
   }
-  if (row.top_p < 1.0) {
-    const double total = weigh(row, top, scratch);
-    best(row, kFewCandidates, scratch);
-    if (cut(row, top, total, scratch.candidates)) return draw_from(scratch.candidates, row, top);
-    return draw_wide(row, top, total, scratch);
-  }
-  double total = weigh(row, top, scratch);
-  if (row.min_p > 0.0) total = drop_below_min_p(row, top, scratch);
-  return draw_all(row, total, scratch);
+  if (row.top_p < 1.0) return draw_top_p(row, top, scratch);
+  const Kept kept{row.min_p > 0.0 ? least_of_min_p(row, top) : kNoLimit};
+  return draw_all(row, top, kept, weigh<false>(row, top, kept.border, 0.0f, scratch), scratch);
 }
 
 // Calls work(row, scratch) for every row, on as many threads as the logits are worth.
@@ -373,10 +551,11 @@ VORTA_EXPORT void vorta_score(const float* logits, int64_t vocabulary, const int
                               int64_t top_n, int64_t max_threads, double* normalisers, int64_t* top_ids) {
   vorta::for_rows(count, vocabulary, max_threads, [&](int64_t i, vorta::Scratch& scratch) {
     const vorta::Row row{logits + indices[i] * vocabulary, vocabulary, 1.0, 0, 1.0, 0.0, 0.0};
-    const float top = vorta::maximum_of(row.logits, row.size);
-    normalisers[i] = top + std::log(vorta::weigh(row, top, scratch));
+    const float top = vorta::scan(row, scratch);
+    const float bound = top_n > 0 ? vorta::bound_of(row, top_n, scratch) : -vorta::kNoLimit;
+    normalisers[i] = top + std::log(vorta::weigh<true>(row, top, vorta::kNoLimit, bound, scratch));
     if (top_n > 0) {
-      vorta::best(row, top_n, scratch);
+      vorta::rank(top_n, scratch.candidates);
       for (int64_t n = 0; n < top_n; ++n) top_ids[i * top_n + n] = scratch.candidates[n].id;
     }
   });
