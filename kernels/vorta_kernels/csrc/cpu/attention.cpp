@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "attention_halves.h"
 #include "attention_tiles.h"
 
 namespace vorta {
@@ -97,9 +98,39 @@ int64_t Attention::num_blocks() const {
   return shape_.batch * shape_.num_kv_heads * ((shape_.steps + per_block - 1) / per_block);
 }
 
+Attention::Attention(const AttentionShape& shape, const AttentionData& data) : shape_(shape), data_(data) {
+  if (shape_.steps == 1) return;
+  for (int64_t row = 0; row < shape_.batch; ++row)
+    num_key_blocks_ = std::max(num_key_blocks_, (past_of(row) + shape_.steps + kKeyBlock - 1) / kKeyBlock);
+}
+
+bool Attention::has_halves() const {
+#if VORTA_HALVES
+  return shape_.steps > 1 && shape_.head_dim % kLanes == 0 && shape_.head_dim <= kHalvesMaxDim;
+#else
+  return false;
+#endif
+}
+
+int64_t Attention::memory_size() const {
+  return has_halves() ? shape_.batch * shape_.num_kv_heads * num_key_blocks_ * kKeyBlock * shape_.head_dim : 0;
+}
+
+const uint32_t* Attention::packed_keys(int64_t slot) const {
+  return memory_ + slot * num_key_blocks_ * kKeyBlock * shape_.head_dim;
+}
+
+const uint32_t* Attention::packed_values(int64_t slot) const {
+  return packed_keys(slot) + num_key_blocks_ * kKeyBlock * shape_.head_dim / 2;
+}
+
 void Attention::append(int64_t index) const {
-  const int64_t row = index / shape_.num_kv_heads, head = index % shape_.num_kv_heads;
+  const int64_t slot = index / num_key_blocks_, row = slot / shape_.num_kv_heads, head = slot % shape_.num_kv_heads;
   const int64_t dim = shape_.head_dim, past = past_of(row);
+  // The positions of this piece: those of a block of keys, or all.
+  const int64_t begin = index % num_key_blocks_ * kKeyBlock;
+  const int64_t end = num_key_blocks_ == 1 ? past + shape_.steps : std::min(begin + kKeyBlock, past + shape_.steps);
+  if (begin >= end) return;
   const int64_t packed_width = (shape_.num_heads + 2 * shape_.num_kv_heads) * dim;
   const int64_t width = data_.key != nullptr ? shape_.num_kv_heads * dim : packed_width;
   const int64_t key_start = data_.key != nullptr ? head * dim : (shape_.num_heads + head) * dim;
@@ -107,18 +138,28 @@ void Attention::append(int64_t index) const {
       data_.value != nullptr ? head * dim : (shape_.num_heads + shape_.num_kv_heads + head) * dim;
   const float* keys = data_.key != nullptr ? data_.key : data_.qkv;
   const float* values = data_.value != nullptr ? data_.value : data_.qkv;
-  float* present_key = data_.present_key + index * shape_.present_capacity * dim;
-  float* present_value = data_.present_value + index * shape_.present_capacity * dim;
-  const float* past_key = data_.past_key + index * shape_.past_capacity * dim;
-  const float* past_value = data_.past_value + index * shape_.past_capacity * dim;
-  if (present_key != past_key) std::memcpy(present_key, past_key, past * dim * sizeof(float));
-  if (present_value != past_value) std::memcpy(present_value, past_value, past * dim * sizeof(float));
-  for (int64_t step = 0; step < shape_.steps; ++step) {
-    const int64_t token = row * shape_.steps + step, position = past + step;
+  float* present_key = data_.present_key + slot * shape_.present_capacity * dim;
+  float* present_value = data_.present_value + slot * shape_.present_capacity * dim;
+  const float* past_key = data_.past_key + slot * shape_.past_capacity * dim;
+  const float* past_value = data_.past_value + slot * shape_.past_capacity * dim;
+  if (const int64_t count = (std::min(end, past) - begin) * dim; count > 0) {
+    const int64_t start = begin * dim;
+    if (present_key != past_key) std::memcpy(present_key + start, past_key + start, count * sizeof(float));
+    if (present_value != past_value) std::memcpy(present_value + start, past_value + start, count * sizeof(float));
+  }
+  for (int64_t position = std::max(begin, past); position < end; ++position) {
+    const int64_t token = row * shape_.steps + position - past;
     rotate(keys + token * width + key_start, data_.cosines + position * (dim / 2), data_.sines + position * (dim / 2),
            1.0f, dim, present_key + position * dim);
     std::memcpy(present_value + position * dim, values + token * width + value_start, dim * sizeof(float));
   }
+#if VORTA_HALVES
+  if (has_halves()) {
+    const int64_t to = begin * dim / 2;
+    pack_keys(present_key + begin * dim, end - begin, dim, const_cast<uint32_t*>(packed_keys(slot)) + to);
+    pack_values(present_value + begin * dim, end - begin, dim, const_cast<uint32_t*>(packed_values(slot)) + to);
+  }
+#endif
 }
 
 void Attention::attend(int64_t index) const {
@@ -144,24 +185,42 @@ void Attention::attend(int64_t index) const {
   float* packed = scores + rows * kKeyBlock;
   float* tops = packed + dim * kLanes;
   float* masses = tops + rows;
+  const bool is_halved = has_halves();
+  const float scale = is_halved ? shape_.scale * 1.44269504088896341f : shape_.scale;
 
   for (int64_t query = 0; query < num_queries; ++query) {
     const int64_t token = row * shape_.steps + first_step + query, position = past + first_step + query;
     for (int64_t member = 0; member < group; ++member)
       rotate(data_.qkv + token * width + (head * group + member) * dim, data_.cosines + position * (dim / 2),
-             data_.sines + position * (dim / 2), shape_.scale, dim, queries + (query * group + member) * dim);
+             data_.sines + position * (dim / 2), scale, dim, queries + (query * group + member) * dim);
   }
   std::fill(sums, sums + rows * dim, 0.0f);
   std::fill(tops, tops + rows, kNever);
   std::fill(masses, masses + rows, 0.0f);
 
+#if VORTA_HALVES
+  static thread_local std::vector<uint32_t> halves_memory;
+  if (is_halved && static_cast<int64_t>(halves_memory.size()) < rows * (kQueryPairs + kWeightPairs))
+    halves_memory.resize(rows * (kQueryPairs + kWeightPairs));
+  uint32_t *query_halves = halves_memory.data(), *weights = query_halves + rows * kQueryPairs;
+  for (int64_t r = 0; is_halved && r < rows; ++r)
+    for (int64_t i = 0; i < dim; i += kLanes)
+      store_halves(query_halves + r * kQueryPairs + i / 2, _mm512_loadu_ps(queries + r * dim + i));
+#endif
   const int64_t last_position = past + first_step + num_queries - 1;
   int64_t begin = 0;
   if (shape_.window > 0) begin = std::max<int64_t>(0, past + first_step - shape_.window + 1);
+  // Blocks of keys begin where they do whatever the queries are, so that a prompt's results do not depend on its cut.
+  if (shape_.steps > 1) begin -= begin % kKeyBlock;
   for (; begin <= last_position; begin += kKeyBlock) {
     const int64_t count = std::min(kKeyBlock, last_position + 1 - begin);
     const float* block_keys = keys + begin * dim;
     // By the number of steps alone, so that a prompt's results do not depend on how it is cut.
+#if VORTA_HALVES
+    if (is_halved)
+      score_halves(query_halves, rows, packed_keys(slot) + begin * dim / 2, count, dim, scores);
+    else
+#endif
     if (shape_.steps > 1)
       score_many(queries, rows, block_keys, count, dim, packed, scores);
     else if (dim == 2 * kLanes)
@@ -183,12 +242,28 @@ void Attention::attend(int64_t index) const {
       const int64_t seen_begin = shape_.window > 0 ? std::max<int64_t>(0, position - shape_.window + 1 - begin) : 0;
       for (int64_t j = 0; j < std::min(seen_begin, padded); ++j) line[j] = kNever;
       for (int64_t j = std::max<int64_t>(0, seen_end); j < padded; ++j) line[j] = kNever;
+#if VORTA_HALVES
+      if (is_halved) {
+        uint32_t* to = weights + r * kWeightPairs;
+        if (seen_end <= seen_begin)
+          std::fill(to, to + padded / 2, 0);
+        else
+          weigh_halves(line, padded, tops[r], masses[r], sums + r * dim, dim, begin > 0, to);
+        continue;
+      }
+#endif
       if (seen_end <= seen_begin) {
         std::fill(line, line + padded, 0.0f);
         continue;
       }
       weigh(line, padded, tops[r], masses[r], sums + r * dim, dim, begin > 0);
     }
+#if VORTA_HALVES
+    if (is_halved) {
+      mix_halves(weights, rows, packed_values(slot) + begin * dim / 2, (count + 1) / 2, dim, sums);
+      continue;
+    }
+#endif
     mix(scores, rows, values + begin * dim, dim, count, dim, sums);
   }
   const int64_t out_width = shape_.num_heads * dim;

@@ -34,10 +34,15 @@ struct AttentionData {
 
 class Attention {
  public:
-  Attention(const AttentionShape& shape, const AttentionData& data) : shape_(shape), data_(data) {}
+  Attention(const AttentionShape& shape, const AttentionData& data);
 
-  // First, for every index below num_appends(): writes new keys and values into the slots.
-  int64_t num_appends() const { return shape_.batch * shape_.num_kv_heads; }
+  // Numbers of `memory` that attention over several steps needs; 0 where the processor multiplies floats alone.
+  int64_t memory_size() const;
+  void use(uint32_t* memory) { memory_ = memory; }
+
+  // First, for every index below num_appends(): writes new keys and values into the slots, and keys and values of
+  // several steps into `memory` as they will be multiplied.
+  int64_t num_appends() const { return shape_.batch * shape_.num_kv_heads * num_key_blocks_; }
   void append(int64_t index) const;
 
   // Then, for every index below num_blocks(): a block of queries of one KV head.
@@ -47,9 +52,14 @@ class Attention {
  private:
   int64_t past_of(int64_t row) const;
   int64_t queries_per_block() const;
+  bool has_halves() const;
+  const uint32_t* packed_keys(int64_t slot) const;
+  const uint32_t* packed_values(int64_t slot) const;
 
   AttentionShape shape_;
   AttentionData data_;
+  int64_t num_key_blocks_ = 1;  // of the longest row; one piece for all keys with one step
+  uint32_t* memory_ = nullptr;
 };
 
 }  // namespace vorta

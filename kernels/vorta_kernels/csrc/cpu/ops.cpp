@@ -177,7 +177,8 @@ struct AttentionOp {
     data.out = static_cast<float*>(context.output(0, out_shape));
     data.present_key = static_cast<float*>(context.output(1, past_key.shape));
     data.present_value = static_cast<float*>(context.output(2, past_value.shape));
-    const Attention attention(shape, data);
+    Attention attention(shape, data);
+    attention.use(scratch_of<3, uint32_t>(attention.memory_size()));
     const int64_t elements = shape.batch * shape.steps * shape.head_dim;
     if (shape.steps == 1) {
       // One row's keys are read by the thread that wrote the new one.
