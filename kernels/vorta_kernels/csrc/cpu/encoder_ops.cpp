@@ -22,10 +22,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "encoder_rows.h"
 #include "op.h"
 #include "packed_attention.h"
 #include "product.h"
-#include "rows.h"
 
 namespace vorta {
 namespace {
@@ -98,11 +98,14 @@ struct EmbedTokens {
   int64_t size_, first_position_;
 };
 
-// Writes a row's codes and their factors, one for each block, where the graph has a use for them.
+// Where a row's codes and their factors go, one factor for each block.
+inline RowCodes codes_of(const CodesAndFactors& out, int64_t row) {
+  return {out.padded, out.per_row, out.codes + row * out.padded, out.factors + row * out.per_row};
+}
+
+// Writes them where the graph has a use for them.
 inline void write_codes(const CodesAndFactors& out, int64_t row, const float* values, int64_t size) {
-  if (out.codes != nullptr)
-    quantise_blocks(values, size, out.padded, out.per_row, out.codes + row * out.padded,
-                    out.factors + row * out.per_row);
+  if (out.codes != nullptr) quantise_blocks(values, size, codes_of(out, row));
 }
 
 struct Norm {
@@ -145,8 +148,12 @@ struct ActivationOf {
 
   int64_t size(int64_t width) const { return is_gated ? width / 2 : width; }
 
-  float apply(const float* row, int64_t width, float* out) const {
-    return activate_row(activation, row, is_gated ? row + size(width) : nullptr, size(width), out);
+  void apply(const float* row, int64_t width, float* out) const {
+    activate_row(activation, row, is_gated ? row + size(width) : nullptr, size(width), out);
+  }
+
+  void quantise(float* row, int64_t width, const RowCodes& to) const {
+    activate_and_quantise_row(activation, row, is_gated ? row + size(width) : nullptr, size(width), to);
   }
 
   Activation activation;
@@ -173,8 +180,7 @@ struct MatMulBlocksActivate {
     shape.back() = size;
     const CodesAndFactors out(context, shape, multiple_, 0, true);
     compute_product(context, product, nullptr, [&](int64_t row, float* values) {
-      activation_.apply(values, num_outputs_, values);
-      write_codes(out, row, values, size);
+      activation_.quantise(values, num_outputs_, codes_of(out, row));
     });
     return nullptr;
   }
@@ -239,9 +245,8 @@ struct NormOfSum {
            (!bias || bias.columns() == size);
   }
 
-  float apply(int64_t row, const float* values, int64_t size, float* total, float* normed) const {
-    return norm_row(is_rms, residual.floats() + row * size, values, weight.floats(), bias.floats(), epsilon, size, total,
-                    normed);
+  void apply(int64_t row, const float* values, int64_t size, float* total, float* normed) const {
+    norm_row(is_rms, residual.floats() + row * size, values, weight.floats(), bias.floats(), epsilon, size, total, normed);
   }
 
   const Tensor residual, weight, bias;

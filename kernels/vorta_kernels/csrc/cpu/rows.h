@@ -15,20 +15,6 @@ float quantise_row(const float* x, int64_t size, int64_t padded, int8_t* codes);
 float add_norm_quantise_row(const float* residual, const float* delta, const float* weight, float epsilon,
                             int64_t size, int64_t padded, float* total, float* scratch, int8_t* codes);
 
-// Likewise with max|x| known.
-// The same in `blocks` parts of equal size, each with its factor; `padded` is a multiple of their number.
-void quantise_blocks(const float* x, int64_t size, int64_t padded, int64_t blocks, int8_t* codes, float* factors);
-
-// total = residual + delta (null for none); normed = (total - its mean) / its deviation * weight + bias (null for none), or
-// as an RMS norm with nothing taken off. Returns max|normed|. `total` may be the memory of `delta` or of `normed`.
-float norm_row(bool is_rms, const float* residual, const float* delta, const float* weight, const float* bias,
-               float epsilon, int64_t size, float* total, float* normed);
-
-enum class Activation : int64_t { kGelu = 0, kGeluTanh = 1, kRelu = 2, kSilu = 3 };
-
-// out = activation(x), times factor where it is not null. Returns max|out|. `out` may be the memory of `x`.
-float activate_row(Activation activation, const float* x, const float* factor, int64_t size, float* out);
-
 // The codes of silu(gate) * up. Scratch [size].
 float gate_quantise_row(const float* gate, const float* up, int64_t size, int64_t padded, float* scratch,
                         int8_t* codes);

@@ -36,6 +36,14 @@ inline Vec maximum(Vec a, Vec b) {
 #endif
 }
 
+inline Vec minimum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // a b + c, rounded once where the processor can: what is written as a sum of a product the compiler may round once or
 // twice, even differently from one number of rows to the next.
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
