@@ -236,7 +236,8 @@ void multiply_group(const int32_t* packed, const float* factors, const BlockWeig
       const auto start = [&](int row) { return Sums(starts[row < kRows ? row : 0]); };
       Sums rows[12] = {start(0), start(1), start(2), start(3), start(4),  start(5),
                        start(6), start(7), start(8), start(9), start(10), start(11)};
-      do {
+#pragma GCC unroll 2
+      for (int64_t step = weights.block / 8; step > 0; --step) {
         const auto [a, b] = next_codes<kBits>(codes);
 #pragma GCC unroll 12
         for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], a, x + 4 * row);
@@ -244,7 +245,7 @@ void multiply_group(const int32_t* packed, const float* factors, const BlockWeig
         for (int row = 0; row < kRows; ++row) add_codes<kBits>(rows[row], b, x + 4 * (kRows + row));
         codes += kStep;
         x += 8 * kRows;
-      } while (codes < end);
+      }
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) add(row, rows[row]);
     }
