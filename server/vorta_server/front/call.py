@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ def open_call(method: str, metadata: Mapping[str, str | bytes], deadline_s: floa
 def request_id_from(metadata: Mapping[str, str]) -> str:
     """The caller's `x-request-id` when it is 1 to 128 visible ASCII characters, else a new one."""
     given = metadata.get("x-request-id", "")
-    return given if is_request_id(given) else secrets.token_hex(8)
+    return given if is_request_id(given) else os.urandom(8).hex()
 
 
 def is_request_id(text: str) -> bool:

@@ -7,7 +7,23 @@ import logging
 import sys
 import time
 
-__all__ = ["JsonFormatter", "set_up_logging"]
+__all__ = ["JsonFormatter", "TextFormatter", "set_up_logging"]
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, logger and message. A second is spelled out once, not for each of its records."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._second = 0
+        self._text = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """The local time with milliseconds."""
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._text},{int(record.msecs):03d}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,7 +48,7 @@ def set_up_logging(*, level: str, format: str) -> None:
     if format == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        handler.setFormatter(TextFormatter())
     # gRPC reports the last write to a client that has just gone as an error; the access log has told already.
     logging.getLogger("grpc._cython.cygrpc").addFilter(
         lambda record: "ExecuteBatchError" not in str(record.msg) + str(record.args)

@@ -13,9 +13,20 @@ from vorta_server.vectors.faiss_config import FaissConfig
 from vorta_server.vectors.operation import Collection, Search, UpsertPoints
 from vorta_server.vectors.payloads import KINDS
 
-__all__ = ["check_collection", "check_ids", "check_limit", "check_name", "check_search", "check_upsert", "read_vectors"]
+__all__ = [
+    "SMALLEST_SQUARE",
+    "check_collection",
+    "check_ids",
+    "check_limit",
+    "check_name",
+    "check_search",
+    "check_upsert",
+    "read_vectors",
+]
 
-_SMALLEST_SQUARE = 1e-30
+SMALLEST_SQUARE = 1e-30
+"""Squared length from which a vector can be normalised."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -103,7 +114,7 @@ def read_vectors(
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", array, array)
     # The common case with the fewest looks at it: what is not a number is neither above nor below anything.
-    if not rows or (squares.min() >= _SMALLEST_SQUARE and squares.max() < math.inf):
+    if not rows or (squares.min() >= SMALLEST_SQUARE and squares.max() < math.inf):
         return array
     if not np.isfinite(squares).all():
         bad = ~np.isfinite(array).all(axis=1)
@@ -113,8 +124,8 @@ def read_vectors(
         at = f"{field}[{int((~np.isfinite(squares)).argmax())}]"
         raise InvalidArgument(f"{at} is too long: its squared length is beyond float32.", field=at)
     # Lengths whose squares underflow cannot be normalised either.
-    if collection.distance == "cosine" and (squares < _SMALLEST_SQUARE).any():
-        at = f"{field}[{int((squares < _SMALLEST_SQUARE).argmax())}]"
+    if collection.distance == "cosine" and (squares < SMALLEST_SQUARE).any():
+        at = f"{field}[{int((squares < SMALLEST_SQUARE).argmax())}]"
         raise InvalidArgument(f"{at} is a zero vector, which has no angle.", field=at)
     return array
 

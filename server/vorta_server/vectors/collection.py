@@ -6,6 +6,7 @@ All of it belongs to the worker's thread. The builder gets segments that no long
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vorta_server.vectors.building import Build, wanted_build
-from vorta_server.vectors.checks import read_vectors
+from vorta_server.vectors.checks import SMALLEST_SQUARE, read_vectors
 from vorta_server.vectors.faiss_config import FaissConfig
 from vorta_server.vectors.gpu import Gpu
 from vorta_server.vectors.index import Matrix
@@ -124,6 +125,13 @@ class VectorCollection:
 
     def read_queries(self, vectors: bytes, count: int | None) -> Matrix:
         """Queries as they are compared, shape (queries, dimension); raises as `read_vectors` does."""
+        dimension = self.definition.dimension
+        if count is None and not len(vectors) % (4 * dimension):
+            array = np.frombuffer(vectors, "<f4").reshape(-1, dimension)
+            squares = np.einsum("ij,ij->i", array, array)
+            # What is wrong with a vector shows in its square; few numbers are faster compared one by one.
+            if all(SMALLEST_SQUARE <= square < math.inf for square in squares.tolist()):
+                return array / np.sqrt(squares)[:, None] if self.distance == "cosine" else array
         return self.prepared(read_vectors(vectors, self.definition, "vectors", count=count))
 
     # Writes

@@ -28,10 +28,15 @@ class IdTable:
     """
 
     def __init__(self, data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
-        self.ends = ends
+        self._bounds = np.concatenate([np.zeros(1, np.int64), ends])
         # Python takes pieces of a text or of bytes far faster than of an array. A text of ASCII has a byte a character.
         raw = data.tobytes()
         self._text: str | bytes = raw.decode() if raw.isascii() else raw
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """Where each ends in `data`."""
+        return self._bounds[1:]
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
@@ -41,7 +46,7 @@ class IdTable:
     @property
     def num_bytes(self) -> int:
         """Memory."""
-        return len(self._text) + self.ends.nbytes
+        return len(self._text) + self._bounds.nbytes
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> IdTable:
@@ -51,15 +56,14 @@ class IdTable:
         return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self._bounds) - 1
 
     def __getitem__(self, position: int) -> str:
         return self.take(np.array([position]))[0]
 
     def take(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """The ids at these positions."""
-        ends = self.ends[positions].tolist()
-        starts = np.where(positions > 0, self.ends[positions - 1], 0).tolist()
+        starts, ends = self._bounds[positions].tolist(), self._bounds[positions + 1].tolist()
         text = self._text
         if isinstance(text, str):
             return [text[start:end] for start, end in zip(starts, ends, strict=True)]
