@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -38,3 +39,29 @@ def test_json_lines_with_tracebacks(root_logger, capsys):
     assert (entry["level"], entry["logger"], entry["message"]) == ("ERROR", "vorta.test", "it failed")
     assert "ValueError: bad" in entry["traceback"]
     assert entry["time"].endswith("Z")
+
+
+def test_lines_of_an_event_loop_are_written_soon_and_in_order(root_logger, capsys):
+    set_up_logging(level="INFO", format="text")
+    logger = logging.getLogger("vorta.test")
+
+    async def log() -> list[str]:
+        logger.info("one")
+        logger.info("two")
+        seen = [capsys.readouterr().err]
+        logger.warning("three")
+        seen.append(capsys.readouterr().err)
+        logger.info("four")
+        await asyncio.to_thread(logger.info, "five")
+        seen.append(capsys.readouterr().err)
+        logger.info("six")
+        await asyncio.sleep(0.2)
+        seen.append(capsys.readouterr().err)
+        logger.info("seven")
+        return seen
+
+    parts = [[line.split()[-1] for line in part.splitlines()] for part in asyncio.run(log())]
+    assert parts == [[], ["one", "two", "three"], ["four", "five"], ["six"]]
+    asyncio.run(asyncio.sleep(0))
+    logging.getLogger().handlers[0].flush()
+    assert capsys.readouterr().err.split()[-1] == "seven"
