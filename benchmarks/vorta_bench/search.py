@@ -34,193 +34,32 @@ from typing import Any
 import faiss
 import grpc
 import numpy as np
-import numpy.typing as npt
 
 from vorta.v1 import vector_pb2 as pb
-from vorta.v1 import vector_pb2_grpc
-from vorta_bench.embedding import InProcess
-from vorta_bench.passages import passages
-from vorta_bench.wire import free_port, serving
+from vorta_bench.peers.stores import peers
+from vorta_bench.vectors import (
+    BATCH,
+    DIMENSION,
+    NUM_CLIENTS,
+    K,
+    Matrix,
+    Store,
+    batches,
+    fill,
+    nearest,
+    raw_hnsw,
+    real_vectors,
+    recall,
+    search_request,
+    singles,
+    vector_server,
+    width_for,
+)
+from vorta_bench.wire import free_port
 from vorta_server.vectors import operation as op
-from vorta_server.vectors.faiss_backend import FaissBackend
-from vorta_server.vectors.faiss_config import FaissConfig
 from vorta_server.vectors.planning import CostModel
 
-Matrix = npt.NDArray[np.float32]
-DIMENSION = 384
-NUM_QUERIES = 1000
-NUM_CLIENTS = 16
-K = 10
-BATCH = 64
-_COUNTS = {"lancedb": 200, "milvus-lite": 8}  # searches of a round of those that are slow
 SELECTIVITIES = (0.001, 0.01, 0.1, 0.3, 0.5, 0.9)
-
-
-def real_vectors(work: Path, rows: int) -> tuple[Matrix, Matrix]:
-    """Vectors of the default model: of `rows` pieces of eight words of Python's documentation, and of 1,000 others."""
-    file = work / f"vectors-{rows}.npy"
-    if not file.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        texts = passages([8] * (rows + NUM_QUERIES), seed=9)
-        engine = InProcess("int8", work / "artifacts")
-        parts = [engine.embed(texts[start : start + 4096]) for start in range(0, len(texts), 4096)]
-        np.save(file, np.concatenate(parts))
-    every: Matrix = np.load(file)
-    return every[:-NUM_QUERIES], every[-NUM_QUERIES:]
-
-
-def nearest(queries: Matrix, vectors: Matrix, k: int = K) -> npt.NDArray[np.int64]:
-    """The true neighbours by inner product, [queries, k]."""
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    found: npt.NDArray[np.int64] = index.search(queries, k)[1]
-    return found
-
-
-def recall(found: list[list[int]], wanted: npt.NDArray[np.int64]) -> float:
-    """Share of the true neighbours that were found."""
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, wanted.tolist(), strict=True)]))
-
-
-def raw_hnsw(vectors: Matrix) -> Any:
-    """FAISS's HNSW as a collection has it by default."""
-    index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 100
-    index.add(vectors)
-    return index
-
-
-class Store:
-    """A `FaissBackend` in this process, driven as the worker drives it."""
-
-    def __init__(self, folder: Path, config: FaissConfig | None = None) -> None:
-        self.backend = FaissBackend(folder, config)
-
-    def ask(self, *operations: op.Operation) -> list[Any]:
-        """The answers of operations submitted together."""
-        answers: dict[int, Any] = {}
-
-        def ask_one(number: int, operation: op.Operation) -> None:
-            self.backend.submit(op.Ticket(operation, lambda answer: answers.update({number: answer})))
-
-        for number, operation in enumerate(operations):
-            ask_one(number, operation)
-        while len(answers) < len(operations):
-            if self.backend.has_work:
-                self.backend.step()
-            else:
-                time.sleep(0.0001)
-        for answer in answers.values():
-            if isinstance(answer, Exception):
-                raise answer
-        return [answers[number] for number in range(len(operations))]
-
-    def fill(self, vectors: Matrix, payloads: list[str] | None = None, **definition: Any) -> None:
-        """Makes the collection "c" of these vectors and waits until they are indexed."""
-        self.ask(op.CreateCollection(collection=op.Collection(name="c", dimension=vectors.shape[1], **definition)))
-        for start in range(0, len(vectors), 5000):
-            part = vectors[start : start + 5000]
-            self.ask(
-                op.UpsertPoints(
-                    collection="c",
-                    ids=[str(index) for index in range(start, start + len(part))],
-                    vectors=part.tobytes(),
-                    payloads=payloads[start : start + len(part)] if payloads else [],
-                )
-            )
-        while self.ask(op.GetCollection(collection="c"))[0].stats.is_building:
-            time.sleep(0.05)
-
-    def search(self, queries: Matrix, **options: Any) -> list[list[int]]:
-        """Positions of the hits."""
-        search = op.Search(
-            collection="c", vectors=queries.tobytes(), limit=K, with_payload=False, columns=True, **options
-        )
-        return [[int(point_id) for point_id in result.ids] for result in self.ask(search)[0].results]
-
-
-# Over gRPC
-
-
-async def _fill(address: str, vectors: Matrix, batch: int = 500) -> dict[str, float]:
-    """Streams the vectors into a new collection "c"; seconds until all were answered, and until all were indexed."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = vector_pb2_grpc.VectorServiceStub(channel)
-        await stub.CreateCollection(pb.CreateCollectionRequest(collection="c", dimension=vectors.shape[1]))
-
-        async def batches() -> Any:
-            for start in range(0, len(vectors), batch):
-                part = vectors[start : start + batch]
-                points = [
-                    pb.Point(id=str(start + index), vector_packed=row.tobytes()) for index, row in enumerate(part)
-                ]
-                yield pb.StreamUpsertRequest(collection="c", points=points)
-
-        start_s = time.perf_counter()
-        written = 0
-        async for answer in stub.StreamUpsert(batches()):
-            written += answer.count
-        answered_s = time.perf_counter() - start_s
-        assert written == len(vectors)
-        while True:
-            stats = (await stub.GetCollectionStats(pb.GetCollectionStatsRequest(collection="c"))).stats
-            if not stats.is_building:
-                break
-            await asyncio.sleep(0.2)
-        return {
-            "answered_s": answered_s,
-            "indexed_s": time.perf_counter() - start_s,
-            "memory_bytes": stats.memory_bytes,
-            "vector_bytes": stats.vector_bytes,
-            "num_unindexed": stats.num_unindexed,
-        }
-
-
-def _request(query: Matrix, ef: int) -> pb.SearchRequest:
-    return pb.SearchRequest(
-        collection="c", vector_packed=query.tobytes(), limit=K, with_payload=False, compact=True, ef_search=ef
-    )
-
-
-async def _singles(address: str, queries: Matrix, clients: int, ef: int) -> tuple[float, list[list[int]]]:
-    """Searches a second of so many clients, and what they found."""
-    found: list[list[int]] = [[] for _ in queries]
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = vector_pb2_grpc.VectorServiceStub(channel)
-        requests = [_request(query, ef) for query in queries]
-        left = iter(range(len(queries)))
-
-        async def client() -> None:
-            for index in left:
-                reply = await stub.Search(requests[index])
-                found[index] = [int(hit.id) for hit in reply.hits]
-
-        await stub.Search(requests[0])
-        start_s = time.perf_counter()
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return len(queries) / (time.perf_counter() - start_s), found
-
-
-async def _batches(address: str, queries: Matrix, ef: int, batch: int = BATCH) -> tuple[float, list[list[int]]]:
-    """Searches a second in batches, two of them under way, and what they found."""
-    found: list[list[int]] = [[] for _ in queries]
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = vector_pb2_grpc.VectorServiceStub(channel)
-        starts = iter(range(0, len(queries), batch))
-
-        async def client() -> None:
-            for start in starts:
-                part = [pb.SearchQuery(vector_packed=query.tobytes()) for query in queries[start : start + batch]]
-                request = pb.BatchSearchRequest(
-                    collection="c", queries=part, limit=K, with_payload=False, compact=True, ef_search=ef
-                )
-                reply = await stub.BatchSearch(request)
-                for offset, result in enumerate(reply.results):
-                    found[start + offset] = [int(hit.id) for hit in result.hits]
-
-        start_s = time.perf_counter()
-        await asyncio.gather(client(), client())
-        return len(queries) / (time.perf_counter() - start_s), found
 
 
 async def _serve_nothing(port: int, reply: bytes) -> None:
@@ -267,12 +106,6 @@ def _empty_server(reply_bytes: int) -> Iterator[str]:
         process.wait()
 
 
-@contextmanager
-def _server() -> Iterator[str]:
-    with serving(["--runner", "fake", "--model", "m=fake"]) as server:
-        yield server.address
-
-
 def wire(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Batches against raw FAISS, single searches against an empty RPC."""
     vectors, queries = real_vectors(arguments.work, arguments.rows)
@@ -281,12 +114,12 @@ def wire(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rates: dict[str, list[float]] = {}
     recalls: dict[str, float] = {}
     with ExitStack() as stack:
-        address = stack.enter_context(_server())
-        print(asyncio.run(_fill(address, vectors)), flush=True)
+        address = stack.enter_context(vector_server())
+        print(asyncio.run(fill(address, vectors)), flush=True)
         reply = pb.SearchResponse(hits=[pb.Hit(id="123456", score=0.5)] * K, strategy="index")
         empty = stack.enter_context(_empty_server(reply.ByteSize()))
-        ef = _ef_for(raw, queries, wanted)
-        request = _request(queries[0], ef).SerializeToString()
+        ef = width_for(raw, queries, wanted)
+        request = search_request(queries[0], ef).SerializeToString()
         many = np.tile(queries, (4, 1))
 
         def raw_batches() -> tuple[float, list[list[int]]]:
@@ -301,11 +134,11 @@ def wire(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for number in range(arguments.rounds + 1):
             measures: dict[str, Callable[[], Any]] = {
                 "raw FAISS HNSW, batches": raw_batches,
-                "vorta over gRPC, batches": lambda: asyncio.run(_batches(address, queries, ef)),
+                "vorta over gRPC, batches": lambda: asyncio.run(batches(address, queries, ef)),
                 "empty RPC, 16 clients": lambda: asyncio.run(_empties(empty, request, 4000, NUM_CLIENTS)),
-                "vorta over gRPC, 16 clients": lambda: asyncio.run(_singles(address, many, NUM_CLIENTS, ef)),
+                "vorta over gRPC, 16 clients": lambda: asyncio.run(singles(address, many, NUM_CLIENTS, ef)),
                 "empty RPC, 1 client": lambda: asyncio.run(_empties(empty, request, 1000, 1)),
-                "vorta over gRPC, 1 client": lambda: asyncio.run(_singles(address, queries, 1, ef)),
+                "vorta over gRPC, 1 client": lambda: asyncio.run(singles(address, queries, 1, ef)),
             }
             for name, measure in measures.items():
                 result = measure()
@@ -334,125 +167,11 @@ def wire(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _ef_for(
-    index: Any, queries: Matrix, wanted: npt.NDArray[np.int64], selector: Any = None, *, least: float = 0.95
-) -> int:
-    """The smallest width of a few that reaches a recall; 0 when none does."""
-    for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048):
-        params = faiss.SearchParametersHNSW(efSearch=ef, sel=selector)
-        if recall(index.search(queries, K, params=params)[1].tolist(), wanted) >= least:
-            return ef
-    return 0
-
-
 def _one_by_one(queries: Matrix, search: Callable[[Matrix], Any]) -> tuple[float, list[Any]]:
     """Seconds of a search, and what all found."""
     start_s = time.perf_counter()
     found = [search(query[None]) for query in queries]
     return (time.perf_counter() - start_s) / len(queries), found
-
-
-def _together(store: Store, queries: Matrix, clients: int, ef: int) -> tuple[float, list[list[int]]]:
-    """Searches a second of the store in this process, so many of them under way, and what they found."""
-    searches = [
-        op.Search(collection="c", vectors=query.tobytes(), limit=K, with_payload=False, columns=True, ef_search=ef)
-        for query in queries
-    ]
-    start_s = time.perf_counter()
-    answers: list[Any] = []
-    for start in range(0, len(searches), clients):
-        answers += store.ask(*searches[start : start + clients])
-    rate = len(searches) / (time.perf_counter() - start_s)
-    return rate, [[int(point_id) for point_id in answer.results[0].ids] for answer in answers]
-
-
-class Peer:
-    """Another store in a process of its own; see `vorta_bench.peers.vector_store`."""
-
-    def __init__(self, python: str, engine: str, file: Path, rows: int) -> None:
-        folder = Path(__file__).resolve().parents[1]
-        command = [python, "-m", "vorta_bench.peers.vector_store", engine, str(file), str(rows)]
-        environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "HOME": tempfile.gettempdir()}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.built = self._answer()
-
-    def search(self, count: int, threads: int) -> dict[str, Any]:
-        """Searches a second and what was found."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"count": count, "threads": threads}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends it."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise RuntimeError("the peer ended")
-
-
-def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Other stores in process against ours over gRPC, at equal rows; recall beside each figure."""
-    every, queries = real_vectors(arguments.work, 100_000)
-    vectors = every[: arguments.rows]
-    file = arguments.work / "vectors-100000.npy"
-    wanted = nearest(queries, vectors)
-    ef = _ef_for(raw_hnsw(vectors), queries, wanted, least=0.98)  # what qdrant-edge has at its width of 32
-    rates: dict[str, list[float]] = {}
-    rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        address = stack.enter_context(_server())
-        filled = asyncio.run(_fill(address, vectors))
-        found_peers: dict[str, Peer] = {}
-        for engine in ("qdrant-edge", "chroma", "lancedb", "milvus-lite"):
-            try:
-                found_peers[engine] = Peer(arguments.peer_python, engine, file, arguments.rows)
-                stack.callback(found_peers[engine].close)
-                print(engine, found_peers[engine].built, flush=True)
-            except (RuntimeError, OSError) as error:
-                print(f"{engine} is left out: {error}", flush=True)
-        recalls: dict[str, float] = {}
-        store = Store(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        stack.callback(store.backend.close)
-        store.fill(vectors)
-
-        def note(name: str, rate: float, found: list[list[int]], is_warm: bool) -> None:
-            recalls[name] = recall(found, wanted[: len(found)])
-            if is_warm:
-                rates.setdefault(name, []).append(rate)
-
-        for number in range(arguments.rounds + 1):
-            note("vorta over gRPC, batches", *asyncio.run(_batches(address, queries, ef)), number > 0)
-            for clients in (1, NUM_CLIENTS):
-                found_by_us = asyncio.run(_singles(address, queries, clients, ef))
-                note(f"vorta over gRPC, {clients} clients", *found_by_us, number > 0)
-                note(f"vorta in process, {clients} clients", *_together(store, queries, clients, ef), number > 0)
-                for engine, peer in found_peers.items():
-                    answer = peer.search(_COUNTS.get(engine, NUM_QUERIES), clients)
-                    note(f"{engine}, {clients} clients", answer["per_s"], answer["found"], number > 0)
-        for name, values in rates.items():
-            engine, _, clients_text = name.partition(", ")
-            row = {"name": name, "per_s": round(statistics.median(values)), "recall": round(recalls[name], 4)}
-            if engine in found_peers:
-                for ours in ("in process", "over gRPC"):
-                    pairs = zip(rates[f"vorta {ours}, {clients_text}"], values, strict=True)
-                    row[f"vorta_{ours.replace(' ', '_')}_times"] = round(statistics.median(a / b for a, b in pairs), 2)
-                pairs = zip(rates["vorta over gRPC, batches"], values, strict=True)
-                row["vorta_batches_over_gRPC_times"] = round(statistics.median(a / b for a, b in pairs), 2)
-                row["points_per_s"] = round(arguments.rows / found_peers[engine].built["build_s"])
-            elif engine == "vorta over gRPC":
-                row["points_per_s"] = round(arguments.rows / filled["answered_s"])
-            rows.append(row)
-            print(row, flush=True)
-    return rows
 
 
 class _GraphAlways(CostModel):
@@ -484,7 +203,7 @@ def filters(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             filter_ = op.Filter(must=[op.Condition(field="u", range=op.Range(lt=share * len(vectors)))])
             exact_index = faiss.IndexFlatIP(DIMENSION)
             exact_index.add(gathered)
-            graph_ef = _ef_for(raw, queries, wanted, selector)
+            graph_ef = width_for(raw, queries, wanted, selector)
             params = faiss.SearchParametersHNSW(efSearch=graph_ef, sel=selector)
 
             times: dict[str, list[float]] = {
@@ -536,8 +255,8 @@ def upserts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     vectors, _ = real_vectors(arguments.work, arguments.rows)
     rows = []
     for _ in range(arguments.rounds):
-        with _server() as address:
-            filled = asyncio.run(_fill(address, vectors))
+        with vector_server() as address:
+            filled = asyncio.run(fill(address, vectors))
         rows.append(
             {
                 "rows": len(vectors),
