@@ -35,6 +35,7 @@ class RowState:
 
     Attributes:
         mask: Of the next token, where there is a constraint; it has the min_tokens mask in it.
+        num_generated: Tokens so far; those of a batch of greedy rows with no wishes are not counted, as nobody asks.
     """
 
     __slots__ = (

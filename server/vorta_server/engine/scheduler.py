@@ -8,7 +8,8 @@ and prefill chunks within a token budget. Policy, in order:
 2. Sequences in prefill go on, then waiting ones are admitted by rank (priority, then arrival), as long as slots, memory
    and the budget allow. A waiting sequence of strictly better priority may preempt a running one.
 3. While sequences decode, a step's prefill is cut to the tokens that take about `max_stall` decode steps, by the speeds
-   measured so far, so that a long prompt does not hold the running streams up.
+   measured so far, so that a long prompt does not hold the running streams up. Where a step is shorter than
+   `unseen_step_s` anyway, prefill may fill it up to that: nobody would see the tokens earlier.
 
 Decoding sequences fill the slots 0 to n - 1, which is what lets a runner use one contiguous batch.
 
@@ -54,6 +55,7 @@ class SchedulerConfig:
         max_batched_tokens: Most tokens of one step.
         min_prefill_tokens: Smallest prefill budget of a step, so that a prompt always gets on.
         max_stall: Prefill of a step may take this many times the decode part's time.
+        unseen_step_s: A step may take so long whatever its decode part takes: tokens are not sent more often.
         prefix_cache: Whether prompts reuse the K and V of equal prefixes.
     """
 
@@ -61,6 +63,7 @@ class SchedulerConfig:
     max_batched_tokens: int = 512
     min_prefill_tokens: int = 16
     max_stall: float = 1.5
+    unseen_step_s: float = 0.0
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -397,7 +400,8 @@ class Scheduler:
         config, speed = self.config, self.speed
         budget = config.max_batched_tokens - len(self._decoding)
         if self._decoding and speed.prefill_token_s and speed.decode_step_s:
-            fitting = int(config.max_stall * speed.decode_step_s / speed.prefill_token_s)
+            prefill_s = max(config.max_stall * speed.decode_step_s, config.unseen_step_s - speed.decode_step_s)
+            fitting = int(prefill_s / speed.prefill_token_s)
             budget = min(budget, fitting)
         return max(budget, config.min_prefill_tokens)
 

@@ -92,6 +92,7 @@ def build_generation(config: WorkerConfig) -> GenerationModel:
                 max_running_requests=config.max_running_requests,
                 max_batched_tokens=config.max_batched_tokens,
                 max_stall=config.max_stall,
+                unseen_step_s=config.max_write_interval_s / 2,
                 min_prefill_tokens=min(parts.min_prefill_tokens, config.max_batched_tokens),
                 prefix_cache=config.prefix_cache,
             ),
