@@ -23,7 +23,7 @@ from vorta_server.compiler.plan import Kernels, precisions_of
 __all__ = ["COMPILER_VERSION", "TARGETS", "Progress", "check_request", "compile_checkpoint", "default_block"]
 
 # Raised whenever the same checkpoint would compile to another artifact, so that caches compile anew.
-COMPILER_VERSION = "6"
+COMPILER_VERSION = "8"
 
 TARGETS = ("cpu", "tensorrt")
 _WEIGHT_FILE = "weights.bin"

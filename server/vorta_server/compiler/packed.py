@@ -38,6 +38,9 @@ class _PackedLowering:
     A product that only a norm reads is kept until the norm comes, which then is one operator with it.
     """
 
+    uses_halves = False
+    """Whether attention may multiply bfloat16 numbers, where the processor does that faster."""
+
     def __init__(self) -> None:
         self._deltas: dict[str, tuple[str, Linear]] = {}
 
@@ -71,6 +74,7 @@ class _PackedLowering:
             num_kv_heads=layer.num_kv_heads,
             window=-1 if layer.window is None else layer.window,
             causal=int(layer.is_causal),
+            halves=int(self.uses_halves),
             reach=reach,
             scale=1.0 / math.sqrt(layer.head_dim),
             epsilon=layer.epsilon,
@@ -157,7 +161,9 @@ class PackedFloatLowering(_PackedLowering):
 
 
 class PackedIntegerLowering(_PackedLowering):
-    """8-bit weights in blocks (see quantise.py), 8-bit activations with a factor for each row; sums in float32."""
+    """8-bit weights in blocks (see quantise.py), 8-bit activations with a factor for each block; sums in float32."""
+
+    uses_halves = True
 
     def __init__(self, block: int) -> None:
         super().__init__()

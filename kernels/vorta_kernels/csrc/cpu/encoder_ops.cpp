@@ -333,6 +333,7 @@ struct PackedAttentionOp {
     shape_.num_kv_heads = attributes.integer("num_kv_heads");
     shape_.window = attributes.integer("window");
     shape_.is_causal = attributes.integer("causal") != 0;
+    shape_.uses_halves = attributes.integer("halves") != 0;
     shape_.reach = attributes.integer("reach");
     shape_.scale = attributes.number("scale");
     shape_.epsilon = attributes.number("epsilon");

@@ -4,6 +4,11 @@
 
 #include "vec.h"
 
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#define VORTA_HALVES 1
+#include <immintrin.h>
+#endif
+
 // Queries lie in the lanes of vectors, 16 (query, head) pairs to a tile, and keys follow each other. So the softmax of 16
 // queries needs no sums across lanes, and only queries are transposed.
 namespace vorta {
@@ -114,6 +119,119 @@ void score_keys(const float* queries, const float* keys, int64_t count, int64_t 
     k += take;
   }
 }
+
+#if defined(VORTA_HALVES)
+
+constexpr bool kHasHalves = true;
+
+// Two numbers of 16 bits (bfloat16) in each lane, a's below.
+inline VecInt pairs_of(Vec a, Vec b) {
+  const VecInt low = reinterpret_cast<VecInt>(a) + 0x8000, high = reinterpret_cast<VecInt>(b) + 0x8000;
+  return ((low >> 16) & 0xffff) | (high & static_cast<int32_t>(0xffff0000));
+}
+
+inline void store_pairs(int32_t* to, VecInt value) { std::memcpy(to, &value, sizeof value); }
+
+// sums[lane] += the products of both numbers of a lane with the pair at `pair`.
+inline Vec add_pairs(Vec sums, __m512i lanes, const int32_t* pair) {
+  return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sums), reinterpret_cast<__m512bh>(lanes),
+                                                reinterpret_cast<__m512bh>(_mm512_set1_epi32(*pair))));
+}
+
+// The same products of numbers in pairs: queries [dim / 2, 16], keys [., dim / 2], values [count / 2, dim] and weights
+// [count / 2, 16] of two keys each.
+template <int kCount, int kDim>
+__attribute__((noinline)) void score_pairs(const int32_t* queries, const int32_t* keys, int64_t any_dim, float* scores) {
+  const int64_t half = (kDim > 0 ? kDim : any_dim) / 2;
+  Vec sums[kCount] = {};
+  for (int64_t i = 0; i < half; ++i) {
+    const __m512i query = _mm512_loadu_si512(queries + i * kLanes);
+    for (int k = 0; k < kCount; ++k) sums[k] = add_pairs(sums[k], query, keys + k * half + i);
+  }
+  for (int k = 0; k < kCount; ++k) store(scores + k * kLanes, sums[k]);
+}
+
+template <int kCount, int kWidth>
+void mix_pairs(const int32_t* weights, const int32_t* values, int64_t pairs, int64_t dim, float* sums) {
+  Vec totals[kCount][kWidth];
+  for (int r = 0; r < kCount; ++r)
+    for (int w = 0; w < kWidth; ++w) totals[r][w] = load(sums + r * dim + w * kLanes);
+  for (int64_t j = 0; j < pairs; ++j)
+    for (int w = 0; w < kWidth; ++w) {
+      const __m512i part = _mm512_loadu_si512(values + j * dim + w * kLanes);
+      for (int r = 0; r < kCount; ++r) totals[r][w] = add_pairs(totals[r][w], part, weights + j * kLanes + r);
+    }
+  for (int r = 0; r < kCount; ++r)
+    for (int w = 0; w < kWidth; ++w) store(sums + r * dim + w * kLanes, totals[r][w]);
+}
+
+void mix_all_pairs(const int32_t* weights, int64_t rows, const int32_t* values, int64_t pairs, int64_t dim, float* sums) {
+  for (int64_t r = 0; r < rows;) {
+    const int64_t take = rows - r > 4 ? 8 : 4;
+    int64_t column = 0;
+    for (; column + 2 * kLanes <= dim; column += 2 * kLanes)
+      (take == 8 ? mix_pairs<8, 2> : mix_pairs<4, 2>)(weights + r, values + column, pairs, dim, sums + r * dim + column);
+    if (column < dim)
+      (take == 8 ? mix_pairs<8, 1> : mix_pairs<4, 1>)(weights + r, values + column, pairs, dim, sums + r * dim + column);
+    r += take;
+  }
+}
+
+template <int kDim>
+void score_all_pairs(const int32_t* queries, const int32_t* keys, int64_t count, int64_t dim, float* scores) {
+  for (int64_t k = 0; k < count;) {
+    const int64_t left = count - k;
+    const int64_t take = left > 12 && left < 24 ? (left + 1) / 2 : std::min<int64_t>(left, 12);
+    switch (take) {
+#define VORTA_SCORE(number)                                                           \
+  case number:                                                                        \
+    score_pairs<number, kDim>(queries, keys + k * dim / 2, dim, scores + k * kLanes); \
+    break;
+      VORTA_SCORE(1) VORTA_SCORE(2) VORTA_SCORE(3) VORTA_SCORE(4) VORTA_SCORE(5) VORTA_SCORE(6)
+      VORTA_SCORE(7) VORTA_SCORE(8) VORTA_SCORE(9) VORTA_SCORE(10) VORTA_SCORE(11) VORTA_SCORE(12)
+#undef VORTA_SCORE
+    }
+    k += take;
+  }
+}
+
+// Weights 2^(scores - top) of two keys each, in place of the scores; returns their sums.
+__attribute__((noinline)) Vec to_weight_pairs(float* scores, int64_t count, Vec top) {
+  Vec sums = Vec{};
+  auto* to = reinterpret_cast<int32_t*>(scores);
+  for (int64_t j = 0; j < count; j += 2, to += kLanes) {
+    const Vec first = power_of_two(load(scores + j * kLanes) - top);
+    const Vec second = j + 1 < count ? power_of_two(load(scores + (j + 1) * kLanes) - top) : Vec{};
+    sums += first + second;
+    store_pairs(to, pairs_of(first, second));
+  }
+  return sums;
+}
+
+// Numbers in place as pairs: of neighbours in a row of 16 k numbers, or of two rows [dim] (the second may be null).
+inline void pair_neighbours(const float* from, int64_t size, int32_t* to) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + i));
+    std::memcpy(to + i / 2, &halves, sizeof halves);
+  }
+}
+inline void pair_rows(const float* first, const float* second, int64_t size, int32_t* to) {
+  for (int64_t i = 0; i < size; i += kLanes)
+    store_pairs(to + i, pairs_of(load(first + i), second != nullptr ? load(second + i) : Vec{}));
+}
+
+#else
+
+constexpr bool kHasHalves = false;
+
+template <int kDim>
+void score_all_pairs(const int32_t*, const int32_t*, int64_t, int64_t, float*) {}
+void mix_all_pairs(const int32_t*, int64_t, const int32_t*, int64_t, int64_t, float*) {}
+Vec to_weight_pairs(float*, int64_t, Vec) { return Vec{}; }
+void pair_neighbours(const float*, int64_t, int32_t*) {}
+void pair_rows(const float*, const float*, int64_t, int32_t*) {}
+
+#endif
 
 // One memory for all that a piece needs, given out part by part.
 class Scratch {
@@ -230,6 +348,8 @@ void PackedAttention::attend(int64_t piece) const {
   if (shape_.window >= 0) end_key = std::min(end_key, last + shape_.window + 1);
   const int64_t most_keys = std::min(kKeys, end_key - first_key);
 
+  const bool uses_halves = kHasHalves && shape_.uses_halves && dim % kLanes == 0;
+
   const int64_t tile_size = dim * kLanes;
   Scratch scratch(2 * most_keys * dim + most_keys * kLanes + tiles * (2 * tile_size + 2 * kLanes) + tile_size);
   float* near_keys = scratch.take(most_keys * dim);
@@ -245,12 +365,30 @@ void PackedAttention::attend(int64_t piece) const {
   std::fill(masses, masses + tiles * kLanes, 0.0f);
   for (int64_t tile = 0; tile < tiles; ++tile)
     pack_queries(block, head, tile * kLanes, rows - tile * kLanes, rest, queries + tile * tile_size);
+  if (uses_halves)
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      float* line = queries + tile * tile_size;
+      for (int64_t i = 0; i < dim; i += 2)
+        pair_rows(line + i * kLanes, line + (i + 1) * kLanes, kLanes, reinterpret_cast<int32_t*>(line) + i / 2 * kLanes);
+    }
 
   for (int64_t begin = first_key; begin < end_key; begin += kKeys) {
     const int64_t count = std::min(kKeys, end_key - begin);
     // Rows of the tokens are far apart, at distances that share few places of the first cache: they are copied together.
     for (int64_t j = 0; j < count; ++j) {
       const float* key = keys + (begin + j) * width;
+      if (uses_halves) {
+        if (!is_plain) {
+          prepare(key, data_.key_norm, begin + j, rest);
+          key = rest;
+        }
+        pair_neighbours(key, dim, reinterpret_cast<int32_t*>(near_keys) + j * dim / 2);
+        const float* value = values + (begin + j) * width;
+        if (j % 2 == 0)
+          pair_rows(value, j + 1 < count ? value + width : nullptr, dim,
+                    reinterpret_cast<int32_t*>(near_values) + j / 2 * dim);
+        continue;
+      }
       if (is_plain)
         copy(key, dim, near_keys + j * dim);
       else
@@ -258,8 +396,13 @@ void PackedAttention::attend(int64_t piece) const {
       copy(values + (begin + j) * width, dim, near_values + j * dim);
     }
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      (dim == 32 ? score_keys<32> : dim == 64 ? score_keys<64> : score_keys<0>)(queries + tile * tile_size, near_keys,
-                                                                                count, dim, scores);
+      if (uses_halves)
+        (dim == 32 ? score_all_pairs<32> : dim == 64 ? score_all_pairs<64> : score_all_pairs<0>)(
+            reinterpret_cast<int32_t*>(queries + tile * tile_size), reinterpret_cast<int32_t*>(near_keys), count, dim,
+            scores);
+      else
+        (dim == 32 ? score_keys<32> : dim == 64 ? score_keys<64> : score_keys<0>)(queries + tile * tile_size, near_keys,
+                                                                                  count, dim, scores);
       if (data_.bias != nullptr) add_bias(block, head, tile * kLanes, begin, count, scores);
       const int64_t low_position = block.first + tile * kLanes / group;
       const int64_t high_position = block.first + std::min(rows - 1, tile * kLanes + kLanes - 1) / group;
@@ -285,7 +428,11 @@ void PackedAttention::attend(int64_t piece) const {
       const Vec top = load(tops + tile * kLanes);
       Vec new_top = top;
       for (int64_t j = 0; j < count; ++j) new_top = maximum(new_top, load(scores + j * kLanes));
-      Vec added = to_weights(scores, count, new_top);
+      Vec added;
+      if (uses_halves)
+        added = to_weight_pairs(scores, count, new_top);
+      else
+        added = to_weights(scores, count, new_top);
       float* tile_sums = sums + tile * tile_size;
       const int64_t tile_rows = std::min<int64_t>(kLanes, rows - tile * kLanes);
       if (begin > first_key) {
@@ -296,7 +443,11 @@ void PackedAttention::attend(int64_t piece) const {
       }
       store(tops + tile * kLanes, new_top);
       store(masses + tile * kLanes, added);
-      mix(scores, tile_rows, near_values, count, dim, tile_sums);
+      if (uses_halves)
+        mix_all_pairs(reinterpret_cast<int32_t*>(scores), tile_rows, reinterpret_cast<int32_t*>(near_values),
+                      (count + 1) / 2, dim, tile_sums);
+      else
+        mix(scores, tile_rows, near_values, count, dim, tile_sums);
     }
   }
   const int64_t out_width = shape_.num_heads * dim;

@@ -13,6 +13,7 @@ struct PackedAttentionShape {
   int64_t head_dim;   // even
   int64_t window;     // the largest distance at which a token sees another; -1 for any
   bool is_causal;     // a token sees none behind it
+  bool uses_halves;   // scores and sums are of bfloat16 numbers, added as floats, where the processor has such products
   float scale;
   float epsilon;      // of the norms
   int64_t reach;      // distances that `bias` knows: below it
