@@ -67,7 +67,7 @@ def worker_alone(artifact: Path, streams: int, num_tokens: int, threads: int) ->
             )
         )
         timed = _TimedRunner(model.engine._runner)
-        model.engine._runner = timed  # type: ignore[assignment]
+        model.engine._runner = timed
         host = WorkerHost(
             engine=model.engine,
             codec=model.codec,

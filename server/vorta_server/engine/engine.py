@@ -7,7 +7,6 @@ It joins scheduler, runner, sampler and output. It is synchronous and single-thr
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
@@ -15,18 +14,16 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vorta.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     Internal,
-    InvalidArgument,
     ResourceExhausted,
 )
+from vorta_server.engine.admission import Admission, check_deadline
 from vorta_server.engine.decode_rows import DecodeRows
-from vorta_server.engine.detokenizer import Detokenizer
 from vorta_server.engine.draws import DrawColumns, assign_states
+from vorta_server.engine.flight import Flight
 from vorta_server.engine.kv import KvSlots
 from vorta_server.engine.output import OutputBuilder, Vocabulary
 from vorta_server.engine.request import (
@@ -35,15 +32,12 @@ from vorta_server.engine.request import (
     Finished,
     FinishReason,
     GenerationRequest,
-    SequenceEnd,
     Started,
 )
-from vorta_server.engine.row_state import RowState
 from vorta_server.engine.runner import ModelRunner, SamplingRunner, StepResult
-from vorta_server.engine.sampler import DrawKernel, Sampler, SampleResult, TokenScore
-from vorta_server.engine.scheduler import LandFirst, Scheduler, SchedulerConfig, SchedulerStep
+from vorta_server.engine.sampler import DrawKernel, Sampler, SampleResult
+from vorta_server.engine.scheduler import LandFirst, Scheduler, SchedulerConfig
 from vorta_server.engine.sequence import RunningRequest, Sequence, SequenceState
-from vorta_server.engine.stop import StopMatcher
 
 __all__ = ["Engine", "EngineConfig", "EngineCounters"]
 
@@ -79,27 +73,6 @@ class EngineCounters:
     generated_tokens: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class _Flight:
-    """A step between its launch and its landing.
-
-    Attributes:
-        ready: The prefilling sequences whose first token it chooses.
-        result: Waits for what the step computed.
-    """
-
-    plan: SchedulerStep
-    rows: DecodeRows
-    ready: list[Sequence]
-    result: Callable[[], StepResult]
-
-    @property
-    def needs_host(self) -> bool:
-        """Whether the host chooses some of its tokens, so that the next step cannot be launched before it lands."""
-        draws = self.plan.batch.draws
-        return draws is not None and len(draws.on_host) > 0
-
-
 class Engine:
     """Continuous batching over one runner.
 
@@ -122,7 +95,6 @@ class Engine:
     ) -> None:
         self._config = config or EngineConfig()
         self._runner = runner
-        self._vocabulary = vocabulary
         self._clock = clock
         info = runner.info
         if info.num_slots <= 2 * self._config.scheduler.max_running_requests:
@@ -130,19 +102,17 @@ class Engine:
                 f"the runner's {info.num_slots} slots must exceed twice max_running_requests "
                 f"({self._config.scheduler.max_running_requests})"
             )
-        self._max_model_len = info.max_model_len
-        self._vocab_size = info.vocab_size
+        self._admission = Admission(vocabulary, info, max_tokens_cap=self._config.max_tokens_cap)
         self._kv = self._new_slots()
         self._sampling_runner: SamplingRunner | None = cast(SamplingRunner, runner) if info.samples else None
         self._scheduler = Scheduler(config=self._config.scheduler, kv=self._kv, is_ahead=info.samples)
         self._sampler = Sampler(info.vocab_size, draw_kernel)
         self._output = OutputBuilder(vocabulary)
         self._requests: dict[str, RunningRequest] = {}
-        self._order = 0
         self._is_end = np.zeros(info.vocab_size, np.bool_)
         self._is_end[[token_id for token_id in self._output.eos_token_ids if token_id < info.vocab_size]] = True
         self._rows = self._launched_rows = DecodeRows((), self._is_end)
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._num_failures = 0
         self._next_deadline_s = float("inf")
         self.counters = EngineCounters()
@@ -198,9 +168,10 @@ class Engine:
         """
         if request.request_id in self._requests:
             raise AlreadyExists("a request of this id is already running")
-        sampling = request.sampling
-        max_output = self._check(request)
-        self._check_deadline(request)
+        running = self._admission.admit(request)
+        # The estimate of an idle engine is not trusted: nothing would ever correct it.
+        token_s = (self._scheduler.speed.prefill_token_s or 0.0) if self._requests else 0.0
+        check_deadline(request, self._clock(), token_s)
         num_queued = sum(not entry.scheduled_s for entry in self._requests.values())
         if num_queued >= self._config.max_waiting_requests:
             raise ResourceExhausted(
@@ -208,10 +179,8 @@ class Engine:
                 metadata={"limit": self._config.max_waiting_requests},
                 retry_delay_s=1.0,
             )
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-        running = RunningRequest(request=request, seed=seed, max_output=max_output)
         # Its siblings follow when it has computed the prompt, so that they copy its KV.
-        self._scheduler.add(self._new_sequence(running, np.asarray(request.prompt_token_ids, np.int64)))
+        self._scheduler.add(self._admission.new_sequence(running, np.asarray(request.prompt_token_ids, np.int64)))
         self._requests[request.request_id] = running
         if request.deadline_s is not None:
             self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
@@ -330,79 +299,6 @@ class Engine:
             discard_slot=self._runner.discard_slot,
         )
 
-    def _check(self, request: GenerationRequest) -> int:
-        """Checks the prompt and returns the most tokens to generate."""
-        prompt, sampling = request.prompt_token_ids, request.sampling
-        field_name = "prompt_token_ids"
-        if not prompt:
-            raise InvalidArgument("the prompt is empty", reason="MISSING_FIELD", field="prompt")
-        low, high = min(prompt), max(prompt)
-        if low < 0 or high >= self._vocab_size:
-            wrong = low if low < 0 else high
-            index = prompt.index(wrong)
-            raise InvalidArgument(
-                f"{field_name}[{index}] is {wrong}; the vocabulary has {self._vocab_size} tokens",
-                field=field_name,
-            )
-        for name, token_ids in (
-            ("stop_token_ids", sampling.stop_token_ids),
-            ("logit_bias", sampling.logit_bias),
-        ):
-            for token_id in token_ids:
-                if not 0 <= token_id < self._vocab_size:
-                    raise InvalidArgument(
-                        f"{name} names token {token_id}; the vocabulary has {self._vocab_size} tokens",
-                        field=name,
-                    )
-        room, asked, cap = self._max_model_len - len(prompt), sampling.max_tokens, self._config.max_tokens_cap
-        if asked is not None and asked > cap:
-            raise InvalidArgument(f"max_tokens is {asked}; this server allows {cap}", field="max_tokens")
-        if room < (asked or 1):
-            raise InvalidArgument(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {asked or 1}, together more than the model's "
-                f"context of {self._max_model_len}",
-                reason="CONTEXT_LENGTH_EXCEEDED",
-                field="prompt" if room < 1 else "max_tokens",
-                metadata={"prompt_tokens": len(prompt), "max_model_len": self._max_model_len},
-            )
-        return asked or min(room, cap)
-
-    def _new_sequence(self, running: RunningRequest, prompt: NDArray[np.int64]) -> Sequence:
-        """The request's next sequence."""
-        sampling, max_output = running.request.sampling, running.max_output
-        index = len(running.sequences)
-        tokens = np.empty(len(prompt) + max_output, np.int64)
-        tokens[: len(prompt)] = prompt
-        self._order += 1
-        sequence = Sequence(
-            request=running,
-            index=index,
-            order=self._order,
-            tokens=tokens,
-            num_tokens=len(prompt),
-            num_told=len(prompt),
-            num_prompt=len(prompt),
-            max_output=max_output,
-            row=RowState(
-                sampling,
-                seed=running.seed,
-                stream=index,
-                prompt_token_ids=running.request.prompt_token_ids,
-                vocab_size=self._vocab_size,
-                eos_token_ids=self._vocabulary.eos_token_ids,
-                constraint=None if running.request.grammar is None else running.request.grammar.start(),
-            ),
-            detokenizer=Detokenizer(
-                self._vocabulary,
-                prompt_tail=running.request.prompt_token_ids[-8:],
-                skip_special_tokens=sampling.skip_special_tokens,
-            ),
-            stop=StopMatcher(sampling.stop, sampling.include_stop) if sampling.stop else None,
-            wants_prompt_logits=index == 0 and sampling.prompt_logprobs is not None,
-        )
-        running.sequences.append(sequence)
-        return sequence
-
     def _expire(self) -> list[Event]:
         """Ends the requests whose deadline passed."""
         now = self._clock()
@@ -418,19 +314,7 @@ class Engine:
             self._next_deadline_s = min(self._next_deadline_s, deadline_s)
         return events
 
-    def _check_deadline(self, request: GenerationRequest) -> None:
-        if request.deadline_s is None:
-            return
-        # The estimate of an idle engine is not trusted: nothing would ever correct it.
-        token_s = (self._scheduler.speed.prefill_token_s or 0.0) if self._requests else 0.0
-        left_s = request.deadline_s - self._clock()
-        needed_s = token_s * len(request.prompt_token_ids)
-        if left_s <= needed_s:
-            raise DeadlineExceeded(
-                f"the prompt needs about {needed_s:.3f} s and the deadline is {max(left_s, 0.0):.3f} s away"
-            )
-
-    def _launch(self) -> _Flight | None:
+    def _launch(self) -> Flight | None:
         """Schedules the next step and starts it; None when there is nothing to compute.
 
         Raises LandFirst when the step in flight must land before.
@@ -450,13 +334,17 @@ class Engine:
         rows, ready = self._launched_rows, plan.ready
         result: Callable[[], StepResult]
         if self._sampling_runner is None:
-            result = _known(self._runner.run(plan.batch))
+            known = self._runner.run(plan.batch)
+
+            def result() -> StepResult:
+                return known
+
         else:
             resets = assign_states(plan.decoding, ready)
             plan.batch.draws = rows.columns.draw(DrawColumns(ready), plan.sources, resets)
             result = self._sampling_runner.launch(plan.batch)
         self._scheduler.advance(plan)
-        return _Flight(plan=plan, rows=rows, ready=ready, result=result)
+        return Flight(plan=plan, rows=rows, ready=ready, result=result)
 
     def _land(self, events: list[Event], hold: bool, *, is_last: bool) -> None:
         """Takes the result of the step in flight; `is_last` unless another one was launched behind it."""
@@ -472,7 +360,7 @@ class Engine:
                     self._output.score_prompt(sequence, logits, chunk.num_past)
                 except Internal as error:  # logits that are no numbers
                     events += self._cut_short(sequence.request, FinishReason.ERROR, Failure.of(error))
-        decoded, first = self._choose(flight, result)
+        decoded, first = flight.choose(self._sampler, result)
         if plan.batch.draws is not None:
             self._scheduler.land([*plan.decoding, *ready])
             if is_last:
@@ -486,40 +374,6 @@ class Engine:
         if first is not None:
             self._take_first(ready, first, events)
 
-    def _choose(self, flight: _Flight, result: StepResult) -> tuple[SampleResult | None, SampleResult | None]:
-        """The tokens of the decode rows and those of the prompts that ended; None where there are none."""
-        num_rows, ready = len(flight.rows.states), flight.ready
-        draws = flight.plan.batch.draws
-        if draws is None:
-            decoded = first = None
-            if result.decode_logits is not None:
-                decoded = self._sampler.sample(result.decode_logits, flight.rows.states)
-            if ready:
-                by_sequence = {
-                    id(sequence): logits
-                    for sequence, logits in zip(flight.plan.prefilling, result.prefill_logits, strict=True)
-                }
-                last_rows = [by_sequence[id(sequence)] for sequence in ready]
-                logits = np.concatenate([rows[-1:] for rows in last_rows if rows is not None])
-                first = self._sampler.sample(logits, [sequence.row for sequence in ready])
-            return decoded, first
-        assert result.token_ids is not None
-        token_ids, scores = result.token_ids, None
-        if len(draws.on_host):
-            assert result.host_logits is not None
-            states = [*flight.rows.states, *(sequence.row for sequence in ready)]
-            outputs = draws.on_host.tolist()
-            sampled = self._sampler.sample(result.host_logits, [states[index] for index in outputs])
-            token_ids = token_ids.copy()
-            token_ids[draws.on_host] = sampled.token_ids
-            if sampled.scores is not None:
-                by_output = dict(zip(outputs, sampled.scores, strict=True))
-                scores = [by_output.get(index) for index in range(len(token_ids))]
-        return (
-            _part(token_ids, scores, 0, num_rows) if num_rows else None,
-            _part(token_ids, scores, num_rows, len(token_ids)) if ready else None,
-        )
-
     def _take_first(self, ready: list[Sequence], sampled: SampleResult, events: list[Event]) -> None:
         """Takes the first token of the sequences whose prefill ended, and queues the siblings of theirs."""
         self.counters.generated_tokens += len(ready)
@@ -529,7 +383,7 @@ class Engine:
             request = sequence.request
             if sequence.index == 0 and sequence.num_output == 1 and self._is_open(request):
                 for _ in range(1, request.num_sequences):
-                    self._scheduler.add(self._new_sequence(request, sequence.tokens[: sequence.num_prompt]))
+                    self._scheduler.add(self._admission.new_sequence(request, sequence.tokens[: sequence.num_prompt]))
 
     def _take_rows(self, sampled: SampleResult, urgent: Sequenced[int], events: list[Event], *, hold: bool) -> None:
         """Takes the decode rows' tokens. Only `urgent` rows' tokens are looked at where the others may be held."""
@@ -592,7 +446,7 @@ class Engine:
         open_sequences = [sequence for sequence in running.sequences if sequence.index not in running.ends]
         events: list[Event] = self._held_by(running)
         self._scheduler.finish(open_sequences)
-        self._end_all(running, reason)
+        running.end_all(reason)
         events.append(self._finished_event(running, reason=reason, failure=failure))
         return events
 
@@ -603,38 +457,11 @@ class Engine:
     def _is_open(self, running: RunningRequest) -> bool:
         return self._requests.get(running.request.request_id) is running
 
-    def _end_all(self, running: RunningRequest, reason: FinishReason) -> None:
-        """Books the end of the sequences that have none, also of siblings that never began."""
-        for sequence in running.sequences:
-            running.ends.setdefault(sequence.index, SequenceEnd(reason, None, sequence.num_output))
-        for index in range(len(running.sequences), running.num_sequences):
-            running.ends[index] = SequenceEnd(reason, None, 0)
-
     def _finished_event(
         self, running: RunningRequest, *, reason: FinishReason | None = None, failure: Failure | None = None
     ) -> Finished:
-        request = running.request
-        del self._requests[request.request_id]
-        now = self._clock()
-        scheduled = running.scheduled_s if running.scheduled_s is not None else now
-        first = running.first_token_s if running.first_token_s is not None else now
-        last = running.last_token_s if running.last_token_s is not None else first
-        ends = [running.ends[index] for index in range(running.num_sequences)]
-        return Finished(
-            request_id=request.request_id,
-            finish_reason=reason or ends[0].finish_reason,
-            sequences=ends,
-            prompt_tokens=len(request.prompt_token_ids),
-            completion_tokens=sum(end.num_tokens for end in ends),
-            cached_prompt_tokens=running.num_cached_prompt_tokens,
-            queue_s=scheduled - request.arrival_s,
-            prefill_s=max(0.0, first - scheduled),
-            decode_s=max(0.0, last - first),
-            ttft_s=first - request.arrival_s if running.first_token_s is not None else 0.0,
-            total_s=now - request.arrival_s,
-            prompt_logprobs=running.prompt_logprobs,
-            failure=failure,
-        )
+        del self._requests[running.request.request_id]
+        return running.finished(self._clock(), reason=reason, failure=failure)
 
     def _fail_row(self, sequence: Sequence) -> list[Event]:
         """Ends the request of a row that has no possible token."""
@@ -655,7 +482,7 @@ class Engine:
                 )
             )
             events += self._held_by(running)
-            self._end_all(running, FinishReason.ERROR)
+            running.end_all(FinishReason.ERROR)
             events.append(self._finished_event(running, reason=FinishReason.ERROR, failure=failure))
         for slot in range(self._runner.info.num_slots):
             self._runner.discard_slot(slot)
@@ -670,18 +497,3 @@ class Engine:
         self._rows = self._launched_rows = DecodeRows((), self._is_end)
         self._flight = None
         return events
-
-
-def _known(result: StepResult) -> Callable[[], StepResult]:
-    """The result of a step that was computed when it was launched."""
-    return lambda: result
-
-
-def _part(token_ids: NDArray[np.int64], scores: list[TokenScore | None] | None, start: int, stop: int) -> SampleResult:
-    """Some outputs of a step whose tokens a runner chose."""
-    part = token_ids[start:stop]
-    return SampleResult(
-        token_ids=part,
-        scores=None if scores is None else scores[start:stop],
-        bad_rows=tuple(np.flatnonzero(part < 0).tolist()),
-    )

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vorta_server.engine.detokenizer import Detokenizer
-from vorta_server.engine.request import GenerationRequest, SequenceEnd, TokenLogprob
+from vorta_server.engine.request import (
+    Failure,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    SequenceEnd,
+    TokenLogprob,
+)
 from vorta_server.engine.row_state import RowState
 from vorta_server.engine.stop import StopMatcher
 
@@ -123,3 +130,33 @@ class RunningRequest:
     def is_finished(self) -> bool:
         """Whether every sequence has ended."""
         return len(self.ends) == self.num_sequences
+
+    def end_all(self, reason: FinishReason) -> None:
+        """Books the end of the sequences that have none, also of siblings that never began."""
+        for sequence in self.sequences:
+            self.ends.setdefault(sequence.index, SequenceEnd(reason, None, sequence.num_output))
+        for index in range(len(self.sequences), self.num_sequences):
+            self.ends[index] = SequenceEnd(reason, None, 0)
+
+    def finished(self, now: float, *, reason: FinishReason | None = None, failure: Failure | None = None) -> Finished:
+        """Its last event, when every sequence has an end. `reason` where it is not the first sequence's."""
+        request = self.request
+        scheduled = self.scheduled_s if self.scheduled_s is not None else now
+        first = self.first_token_s if self.first_token_s is not None else now
+        last = self.last_token_s if self.last_token_s is not None else first
+        ends = [self.ends[index] for index in range(self.num_sequences)]
+        return Finished(
+            request_id=request.request_id,
+            finish_reason=reason or ends[0].finish_reason,
+            sequences=ends,
+            prompt_tokens=len(request.prompt_token_ids),
+            completion_tokens=sum(end.num_tokens for end in ends),
+            cached_prompt_tokens=self.num_cached_prompt_tokens,
+            queue_s=scheduled - request.arrival_s,
+            prefill_s=max(0.0, first - scheduled),
+            decode_s=max(0.0, last - first),
+            ttft_s=first - request.arrival_s if self.first_token_s is not None else 0.0,
+            total_s=now - request.arrival_s,
+            prompt_logprobs=self.prompt_logprobs,
+            failure=failure,
+        )

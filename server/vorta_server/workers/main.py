@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"vorta.errors.{type(error).__name__}[{error.reason}]: {error.message}") from error
     # A group's SIGTERM reaches the server too, which then drains its workers by message.
     signal.signal(signal.SIGTERM, signal.SIG_IGN if config.parent_pid else lambda *_: host.stop())
+    # What was built so far lives until the end: looking at it again would hold a step up by 12 ms.
+    gc.collect()
+    gc.freeze()
     host.run()
 
 
