@@ -13,6 +13,7 @@ from tests.server.engine.fakes import Clock, ends_of, expected, make_engine, req
 from vorta.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, ResourceExhausted, VortaError
 from vorta_server.engine.request import Delta, Finished, FinishReason
 from vorta_server.engine.runner import StepBatch, StepResult
+from vorta_server.engine.scheduler import SchedulerConfig
 from vorta_server.runners.fake import FakeRunner
 
 PROMPT = list(range(1, 30))
@@ -455,6 +456,66 @@ def test_held_tokens_come_with_release_and_before_what_cannot_wait() -> None:
     assert tokens == expected(runner, PROMPT, 20)[: len(tokens)]
     assert isinstance(cancelled[-1], Finished)
     assert cancelled[-1].completion_tokens == len(tokens)
+
+
+def test_tokens_of_many_steps_that_nobody_asked_for_are_all_there() -> None:
+    engine, runner = make_engine(max_running=2, capacity=512)
+    prompts = {"a": PROMPT, "b": PROMPT[2:7]}
+    for request_id, prompt in prompts.items():
+        engine.submit(request(request_id, prompt, max_tokens=200, ignore_eos=True))
+    events = [event for _ in range(150) for event in engine.step(hold=True)]
+    assert len(tokens_of(events, "a")) < 4  # its first one, and what came while the other's prompt was computed
+    events += engine.cancel("a")
+    events += run(engine, hold=True)
+    assert tokens_of(events, "a") == expected(runner, prompts["a"], 200)[: len(tokens_of(events, "a"))]
+    assert len(tokens_of(events, "a")) > 140
+    assert tokens_of(events, "b") == expected(runner, prompts["b"], 200)
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("fault", ["nan", "raises"])
+def test_a_fault_among_held_tokens_loses_none_of_them(fault: str) -> None:
+    engine, runner = make_engine()
+    for request_id, prompt in {"a": PROMPT, "b": PROMPT[2:7]}.items():
+        engine.submit(request(request_id, prompt, max_tokens=30, ignore_eos=True))
+    events = [event for _ in range(12) for event in engine.step(hold=True)]
+
+    def break_step(batch: StepBatch) -> StepResult:
+        if fault == "raises":
+            raise RuntimeError("broken")
+        result = runner.run(batch)
+        assert result.decode_logits is not None
+        result.decode_logits[0] = np.nan
+        return result
+
+    engine._runner = Recorder(runner, break_step)  # type: ignore[assignment]
+    events += engine.step(hold=True)
+    engine._runner = runner
+    (end,) = ends_of(events, "a")
+    assert end.finish_reason is FinishReason.ERROR
+    assert end.completion_tokens == len(tokens_of(events, "a")) > 8
+    events += run(engine, hold=True)
+    (other,) = ends_of(events, "b")
+    assert other.finish_reason is (FinishReason.LENGTH if fault == "nan" else FinishReason.ERROR)
+    tokens = tokens_of(events, "b")
+    assert tokens == expected(runner, PROMPT[2:7], 30)[: len(tokens)]
+    engine.check_integrity()
+
+
+def test_prefill_fills_a_step_that_nobody_would_see_earlier() -> None:
+    chunks = []
+    for unseen_step_s in (0.0, 0.05):
+        config = SchedulerConfig(max_running_requests=2, min_prefill_tokens=4, unseen_step_s=unseen_step_s)
+        engine, _ = make_engine(max_running=2)
+        engine._scheduler.config = config
+        engine.submit(request("a", PROMPT, max_tokens=50))
+        engine.step()
+        engine._scheduler.speed.decode_step_s, engine._scheduler.speed.prefill_token_s = 0.01, 0.001
+        engine.submit(request("b", [3] * 100))
+        plan = engine._scheduler.schedule()
+        assert plan is not None
+        chunks.append(sum(len(chunk.token_ids) for chunk in plan.batch.prefills))
+    assert chunks == [15, 40]
 
 
 @pytest.mark.parametrize("ends_by", ["stop_token_ids", "stop", "eos", "length"])

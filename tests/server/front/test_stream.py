@@ -85,6 +85,18 @@ def test_the_interval_grows_with_the_streams_up_to_its_bound():
     assert intervals == pytest.approx([0.0, 0.01, 0.02, 0.025])
 
 
+def test_pacers_of_equal_intervals_share_their_ticks():
+    front = WritePacer(interval_per_stream_s=0.02, max_interval_s=0.05)
+    worker = WritePacer(interval_per_stream_s=0.02, max_interval_s=0.05, min_interval_s=0.01)
+    front.num_streams = worker.num_streams = 3
+    tick = worker.next_write_s(1000.003)
+    assert tick == pytest.approx(1000.05)
+    # What the worker sends at its tick may be written at once.
+    assert front.next_write_s(tick - 0.04) <= tick < front.next_write_s(tick)
+    front.num_streams = worker.num_streams = 0
+    assert (front.interval_s, worker.interval_s) == (0.0, 0.01)
+
+
 async def test_overflow_ends_the_stream_once_and_forgets_its_events():
     overflows = []
     stream = buffer(max_bytes=1000, overflows=overflows)
