@@ -30,6 +30,7 @@ class EncoderInfo:
         is_packed: Whether inputs of different lengths cost nothing beside each other (there is no padding).
         has_token_types: Whether the model tells the two texts of a pair apart by token types.
         uses_sigmoid: Whether a score is the logistic function of the logit by default.
+        lane_tokens: Tokens of a batch beside others (see `Encoder.num_lanes`) beyond which each costs more, not less.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class EncoderInfo:
     is_packed: bool = False
     has_token_types: bool = False
     uses_sigmoid: bool = False
+    lane_tokens: int = 512
 
 
 class Encoder(Protocol):

@@ -93,7 +93,7 @@ class EncoderEngine:
 
     Args:
         encoder: The model.
-        limits: Of batches and of the queue. The lanes share the tokens of a batch.
+        limits: Of batches and of the queue.
         wake: Told by a lane's thread that `has_work` is to be looked at.
     """
 
@@ -101,7 +101,7 @@ class EncoderEngine:
         self._encoder = encoder
         self._batcher: TokenBatcher[tuple[EncodeJob, int]] = TokenBatcher(limits, is_packed=encoder.info.is_packed)
         self._num_lanes = encoder.num_lanes
-        self._max_lane_tokens = max(_TOGETHER_TOKENS, limits.max_tokens // self._num_lanes)
+        self._max_lane_tokens = min(limits.max_tokens, encoder.info.lane_tokens)
         self._lanes = ThreadPoolExecutor(self._num_lanes, thread_name_prefix="lane") if self._num_lanes > 1 else None
         self._running: dict[Future[_Computed], _Batch] = {}
         self._wake = wake

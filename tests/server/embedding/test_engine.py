@@ -237,7 +237,7 @@ def test_a_short_text_alone_is_computed_by_all_cores_at_once() -> None:
 
 
 def test_a_lane_that_fails_fails_its_calls_alone() -> None:
-    engine = EncoderEngine(Broken(Internal("the device is gone"), num_lanes=2), BatchLimits(max_tokens=512))
+    engine = EncoderEngine(Broken(Internal("the device is gone"), num_lanes=2), BatchLimits(max_tokens=300))
     answers: dict[int, Any] = {}
     for number in range(4):
         engine.submit(EncodeJob(sequences=[tokens(number, 250)], deliver=lambda a, n=number: answers.update({n: a})))
