@@ -16,8 +16,10 @@ from onnx import TensorProto, helper
 
 from vorta_kernels import cpu
 from vorta_server.compiler.graph import IR_VERSION, OPSET, VORTA
-from vorta_server.compiler.native import pack_tiles
+from vorta_server.compiler.linear import Linear
+from vorta_server.compiler.native import pack_tiles, take_turns
 from vorta_server.compiler.quantise import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
+from vorta_server.compiler.weight import Matrix
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler is installed to build the kernels")
 
@@ -152,6 +154,76 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(bits: int, block: int) -> N
     together, _ = products(x, factors, weight, bits, block, bias)
     for count in (1, 2, 4, 5, 7, 12, 13, 24, 29, 41, 100):
         assert np.array_equal(products(x[:count], factors[:count], weight, bits, block, bias)[0], together[:count])
+
+
+def packed(weight: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray, Float64Array]:
+    """Codes and scales of a weight [N, K] in tiles, and what they stand for."""
+    codes, scales = (quantise_int4 if bits == 4 else quantise_int8)(weight, block)
+    restored = (dequantise_int4 if bits == 4 else dequantise_int8)(codes, scales, weight.shape[1])
+    return *pack_tiles(codes, scales, bits=bits), restored.astype(np.float64)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("rows", "size"), [(0, 40), (1, 48), (7, 50), (33, 96), (100, 200), (130, 33)])
+def test_gated_products(rows: int, size: int, bits: int, has_bias: bool) -> None:
+    rng = np.random.default_rng(11)
+    x, factors = rng.integers(-127, 128, (rows, 128)).astype(np.int8), rng.random((rows, 1)).astype(np.float32) / 99
+    layers = [
+        Linear(
+            name="part",
+            weight=Matrix(name="part", num_rows=size, num_columns=128, read=lambda i, j, part=part: part[i:j]),
+            bias=rng.standard_normal(size).astype(np.float32) if has_bias else None,
+        )
+        for part in rng.standard_normal((2, size, 128)).astype(np.float32)
+    ]
+    both = take_turns("both", *layers)
+    codes, scales, restored = packed(both.weight.read(0, both.weight.num_rows), bits, 64)
+    outputs = x.astype(np.float64) @ restored.T * factors + (0 if both.bias is None else both.bias)
+    turns = outputs.reshape(rows, len(restored) // 32, 2, 16).transpose(2, 0, 1, 3)
+    gate, up = turns.reshape(2, rows, len(restored) // 2)[:, :, :size]
+    kinds = [TensorProto.INT8, TensorProto.FLOAT]
+    sizes = {"bits": bits, "block": 64, "N": size, "multiple": 64}
+    out = run("MatMulBlocksGate", [x, factors, codes, scales, both.bias], kinds, **sizes)
+    check_codes(*out, gate / (1 + np.exp(-gate)) * up, 64)
+    for count in (1, 13, 97) if rows else ():
+        part = run("MatMulBlocksGate", [x[:count], factors[:count], codes, scales, both.bias], kinds, **sizes)
+        assert all(np.array_equal(got, whole[:count]) for got, whole in zip(part, out, strict=True))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "size"), [(0, 40), (1, 48), (7, 50), (33, 96), (130, 33)])
+def test_products_added_and_normed(rows: int, size: int, bits: int) -> None:
+    rng = np.random.default_rng(12)
+    x, factors = rng.integers(-127, 128, (rows, 128)).astype(np.int8), rng.random((rows, 1)).astype(np.float32) / 99
+    residual, norm = rng.standard_normal((rows, size)).astype(np.float32), rng.random(size).astype(np.float32)
+    codes, scales, restored = packed(rng.standard_normal((size, 128)).astype(np.float32), bits, 64)
+    kinds = [TensorProto.INT8, TensorProto.FLOAT, TensorProto.FLOAT]
+    sizes = {"bits": bits, "block": 64, "N": size, "multiple": 64, "epsilon": 1e-5}
+
+    def compute(count: int) -> list[np.ndarray]:
+        inputs = [x[:count], factors[:count], codes, scales, None, residual[:count], norm]
+        return run("MatMulBlocksAddNorm", inputs, kinds, **sizes)
+
+    *out, total = compute(rows)
+    exact = x.astype(np.float64) @ restored.T * factors + residual
+    np.testing.assert_allclose(total, exact, rtol=1e-5, atol=1e-5)
+    check_codes(*out, exact / np.sqrt((exact**2).mean(axis=-1, keepdims=True) + 1e-5) * norm, 64)
+    for count in (1, 13, 97) if rows else ():
+        parts = zip(compute(count), [*out, total], strict=True)
+        assert all(np.array_equal(got, whole[:count]) for got, whole in parts)
+
+
+def test_products_with_inputs_that_do_not_fit_are_refused() -> None:
+    x, factors = np.zeros((2, 64), np.int8), np.ones((2, 1), np.float32)
+    codes, scales = np.zeros((2, 512), np.uint8), np.zeros((2, 16), np.float32)
+    sizes = {"bits": 4, "block": 64, "N": 17, "multiple": 64}
+    kinds = [TensorProto.INT8, TensorProto.FLOAT]
+    with pytest.raises(Exception, match="do not fit each other"):
+        run("MatMulBlocksGate", [x, factors, codes, scales], kinds, **sizes)
+    inputs = [x, factors, codes, scales, None, np.zeros((1, 17), np.float32), np.ones(17, np.float32)]
+    with pytest.raises(Exception, match="do not fit each other"):
+        run("MatMulBlocksAddNorm", inputs, kinds, epsilon=1e-5, **sizes)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

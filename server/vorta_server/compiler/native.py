@@ -27,9 +27,9 @@ from vorta_server.compiler.linear import (
     stack_linears,
 )
 from vorta_server.compiler.quantise import Uint8Array, num_blocks, quantise_int4, quantise_int8
-from vorta_server.compiler.weight import Matrix
+from vorta_server.compiler.weight import Matrix, take_rows
 
-__all__ = ["NativeLowering", "pack_tiles"]
+__all__ = ["NativeLowering", "pack_tiles", "take_turns"]
 
 TILE = 16
 """Outputs whose weights lie together; see csrc/cpu/gemm.h."""
@@ -47,6 +47,7 @@ class NativeLowering:
         self._bits = {"int4": 4, "int8": 8}[precision]
         self._block = block
         self._quantised: dict[str, tuple[str, str]] = {}
+        self._deltas: dict[str, tuple[str, Linear]] = {}  # products that the norm behind them will compute
 
     def inputs(self, graph: GraphBuilder, *, max_positions: int) -> None:
         slot_inputs(graph)
@@ -74,25 +75,40 @@ class NativeLowering:
         return [self.linear(graph, x, part) for part in parts]
 
     def gated(self, graph: GraphBuilder, x: str, name: str, gate: Linear, up: Linear) -> str:
-        both = self.linear(graph, x, stack_linears(f"{name}.gate_up", [gate, up]))
-        graph.node("GateQuantise", [both], self.codes_of(name), domain=VORTA, multiple=self._block)
+        both = take_turns(f"{name}.gate_and_up", gate, up)
+        sizes = {"N": gate.weight.num_rows, "bits": self._bits, "block": self._block, "multiple": self._block}
+        graph.node("MatMulBlocksGate", self.product(graph, x, both), self.codes_of(name), domain=VORTA, **sizes)
         return name
 
     def embedding(self, graph: GraphBuilder, ids: str, table: Matrix) -> str:
         return BlockLowering("int8").embedding(graph, ids, table)
 
     def delta(self, graph: GraphBuilder, x: str, layer: Linear) -> str:
-        return self.linear(graph, x, layer)
+        self._deltas[layer.name] = (x, layer)
+        return layer.name
 
     def norm(
         self, graph: GraphBuilder, name: str, residual: str, delta: str | None, weight: str, epsilon: float
     ) -> tuple[str, str]:
-        inputs, outputs, total = [residual, weight], self.codes_of(name), residual
-        if delta is not None:
-            total = f"{name}.residual"
-            inputs.append(delta)
-            outputs.append(total)
-        graph.node("AddNormQuantise", inputs, outputs, domain=VORTA, multiple=self._block, epsilon=epsilon)
+        if delta is None:
+            outputs = self.codes_of(name)
+            graph.node(
+                "AddNormQuantise", [residual, weight], outputs, domain=VORTA, multiple=self._block, epsilon=epsilon
+            )
+            return name, residual
+        total = f"{name}.residual"
+        x, layer = self._deltas.pop(delta)
+        graph.node(
+            "MatMulBlocksAddNorm",
+            [*self.product(graph, x, layer), residual, weight],
+            [*self.codes_of(name), total],
+            domain=VORTA,
+            N=layer.weight.num_rows,
+            bits=self._bits,
+            block=self._block,
+            multiple=self._block,
+            epsilon=epsilon,
+        )
         return name, total
 
     def attention(self, graph: GraphBuilder, name: str, layer: AttentionLayer) -> str:
@@ -117,6 +133,27 @@ class NativeLowering:
         if x not in self._quantised:
             graph.node("Quantise", [x], self.codes_of(x), domain=VORTA, multiple=self._block)
         return self._quantised[x]
+
+
+def take_turns(name: str, gate: Linear, up: Linear) -> Linear:
+    """The layers as one whose outputs are 16 of the one and 16 of the other in turn, filled up with zeros."""
+    size = gate.weight.num_rows
+    places = np.append(np.arange(size), np.full(-size % TILE, -1)).reshape(-1, TILE)
+    empty = np.full_like(places, -1)
+    orders = [np.concatenate(pair, axis=1).reshape(-1) for pair in ((places, empty), (empty, places))]
+    parts = [take_rows(layer.weight, order) for layer, order in zip((gate, up), orders, strict=True)]
+    weight = Matrix(
+        name=name,
+        num_rows=parts[0].num_rows,
+        num_columns=parts[0].num_columns,
+        read=lambda start, stop: parts[0].read(start, stop) + parts[1].read(start, stop),
+    )
+    biases = [
+        np.where(order < 0, np.float32(0), layer.bias[order])
+        for layer, order in zip((gate, up), orders, strict=True)
+        if layer.bias is not None
+    ]
+    return Linear(name=name, weight=weight, bias=sum(biases[1:], biases[0]) if biases else None)
 
 
 def store_tiles(graph: GraphBuilder, matrix: Matrix, bits: int, block: int) -> tuple[str, str]:

@@ -148,6 +148,8 @@ inline TwoCodes next_codes(const uint8_t* from) {
 }
 
 constexpr int64_t kLine = 64;
+constexpr int64_t kNearBytes = 12 << 10;  // a tile that stays in the first cache beside its rows
+constexpr int64_t kAheadBytes = 6 << 10;  // how far ahead one group of rows asks for what it reads once
 
 // How many of the rows that are left are computed together: rather two halves than a full group and a few rows.
 inline int64_t next_group(int64_t left) {
@@ -192,10 +194,11 @@ void pack_fours(const int8_t* x, int64_t rows, int64_t fours, int32_t* to) {
     for (int64_t row = 0; row < rows; ++row) std::memcpy(to + i * rows + row, x + (row * fours + i) * 4, 4);
 }
 
-// One tile of outputs for a group of packed rows. Lines at `ahead` are asked for on the way, `share` bytes of every block's.
+// One tile of outputs for a group of packed rows. Lines at `ahead` are asked for on the way, `share` bytes of every block's,
+// into the second cache where a tile does not stay in the first.
 template <int kRows, int kBits, bool kFactorOfBlock>
 void multiply_group(const int32_t* packed, const float* factors, const BlockWeights& weights, int64_t tile,
-                    const uint8_t* ahead, int64_t share, float* out) {
+                    const uint8_t* ahead, int64_t share, float* out, int64_t stride) {
   constexpr int64_t kStep = 8 * kTile * kBits / 8;  // bytes of a tile for eight inputs
   const int64_t num_blocks = weights.num_inputs / weights.block, block_bytes = weights.block / 8 * kStep;
   const uint8_t* codes = weights.codes + tile * num_blocks * block_bytes;
@@ -206,12 +209,16 @@ void multiply_group(const int32_t* packed, const float* factors, const BlockWeig
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) totals[row] = Vec{};
   for (int64_t block = 0; block < num_blocks; ++block) {
-    for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(ahead + i);
+    if (num_blocks * block_bytes > kNearBytes)
+      for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(ahead + i, 0, 2);
+    else
+      for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(ahead + i);
     ahead += block_bytes;
     const uint8_t* end = codes + block_bytes;
     const Vec scale = load(scales + block * kTile);
     const auto add = [&](int row, const Sums& sums) {
-      totals[row] += sums.floats() * (kFactorOfBlock ? scale * factors[row * num_blocks + block] : scale);
+      const Vec factor = kFactorOfBlock ? scale * factors[row * num_blocks + block] : scale;
+      totals[row] = multiply_add(sums.floats(), factor, totals[row]);
     };
     if constexpr (kRows <= 4) {
       // Two chains of sums for each row, so that one need not wait for the other.
@@ -257,13 +264,13 @@ void multiply_group(const int32_t* packed, const float* factors, const BlockWeig
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
     const Vec value = kFactorOfBlock ? totals[row] + bias : multiply_add(totals[row], splat(factors[row]), bias);
-    store_first(out + row * weights.num_outputs + column, value, width);
+    store_first(out + row * stride, value, width);
   }
 }
 
 template <int kBits, bool kFactorOfBlock>
 void multiply_tiles(const int32_t* packed, const float* factors, int64_t rows, const BlockWeights& weights,
-                    int64_t first, int64_t last, float* out) {
+                    int64_t first, int64_t last, float* out, int64_t stride) {
   const int64_t num_blocks = weights.num_inputs / weights.block, tile_bytes = kTile * weights.num_inputs * kBits / 8;
   const int64_t groups = num_groups(rows), block_bytes = tile_bytes / std::max<int64_t>(1, num_blocks);
   const int64_t part = (block_bytes / groups + kLine - 1) / kLine * kLine;
@@ -273,16 +280,17 @@ void multiply_tiles(const int32_t* packed, const float* factors, int64_t rows, c
       const int64_t take = next_group(rows - row);
       const int32_t* from = packed + row * packed_row(weights);
       const float* factor = factors + row * (kFactorOfBlock ? num_blocks : 1);
-      float* to = out + row * weights.num_outputs;
+      float* to = out + row * stride + (tile - first) * kTile;
       // The groups share the work of asking for the next tile.
       const int64_t begin = group * part;
       const int64_t share = tile + 1 < last && rows > 4 ? std::max<int64_t>(0, std::min(part, block_bytes - begin)) : 0;
-      const uint8_t* ahead = weights.codes + (tile + 1) * tile_bytes + begin;
+      const int64_t distance = groups == 1 ? std::min(tile_bytes, kAheadBytes) : tile_bytes;
+      const uint8_t* ahead = weights.codes + tile * tile_bytes + distance + begin;
       switch (take) {
-#define VORTA_ROWS(count)                                                                              \
-  case count:                                                                                          \
-    if constexpr (count <= kMaxRows)                                                                   \
-      multiply_group<count, kBits, kFactorOfBlock>(from, factor, weights, tile, ahead, share, to);     \
+#define VORTA_ROWS(count)                                                                                  \
+  case count:                                                                                              \
+    if constexpr (count <= kMaxRows)                                                                       \
+      multiply_group<count, kBits, kFactorOfBlock>(from, factor, weights, tile, ahead, share, to, stride); \
     break;
         VORTA_ROWS(1)
         VORTA_ROWS(2)
@@ -305,7 +313,14 @@ void multiply_tiles(const int32_t* packed, const float* factors, int64_t rows, c
 
 int32_t sum_of(const int8_t* x, int64_t count) {
   int32_t total = 0;
-  for (int64_t i = 0; i < count; ++i) total += x[i];
+  int64_t i = 0;
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+  __m512i sums = _mm512_setzero_si512();
+  for (; i + 64 <= count; i += 64)
+    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(x + i));
+  if (i > 0) total = _mm512_reduce_add_epi32(sums);
+#endif
+  for (; i < count; ++i) total += x[i];
   return total;
 }
 
@@ -332,14 +347,11 @@ void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32
 }
 
 void multiply(const int32_t* packed, const float* factors, bool factor_of_block, int64_t rows,
-              const BlockWeights& weights, int64_t first, int64_t last, float* out) {
+              const BlockWeights& weights, int64_t first, int64_t last, float* out, int64_t stride) {
   if (rows == 0) return;
-  if (weights.bits == 4)
-    (factor_of_block ? multiply_tiles<4, true> : multiply_tiles<4, false>)(packed, factors, rows, weights, first, last,
-                                                                           out);
-  else
-    (factor_of_block ? multiply_tiles<8, true> : multiply_tiles<8, false>)(packed, factors, rows, weights, first, last,
-                                                                           out);
+  const auto tiles = weights.bits == 4 ? (factor_of_block ? multiply_tiles<4, true> : multiply_tiles<4, false>)
+                                       : (factor_of_block ? multiply_tiles<8, true> : multiply_tiles<8, false>);
+  tiles(packed, factors, rows, weights, first, last, out, stride);
 }
 
 }  // namespace vorta

@@ -30,9 +30,9 @@ struct BlockWeights {
 int64_t packed_row(const BlockWeights& weights);
 void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32_t* packed);
 
-// out[rows, num_outputs] for the outputs of tiles `first` to `last` - 1. `factors` are [rows, 1], or [rows, blocks] when
-// `factor_of_block`.
+// The outputs of tiles `first` to `last` - 1, written from `out` on, rows `stride` apart. `factors` are [rows, 1], or
+// [rows, blocks] when `factor_of_block`.
 void multiply(const int32_t* packed, const float* factors, bool factor_of_block, int64_t rows,
-              const BlockWeights& weights, int64_t first, int64_t last, float* out);
+              const BlockWeights& weights, int64_t first, int64_t last, float* out, int64_t stride);
 
 }  // namespace vorta

@@ -5,6 +5,9 @@
 //   GateQuantise     gate_and_up [..., 2 K]                               -> codes, factor
 //   MatMulBlocks     codes [..., P], factor [..., 1], weights uint8 [tiles, ...], scales [tiles, P / block, 16], bias?
 //                                                                         -> y [..., N]
+//   MatMulBlocksGate codes, factor, weights uint8, scales, bias?          -> codes, factor of silu(gate) * up [..., N]
+//   MatMulBlocksAddNorm  codes, factor, weights, scales, bias?, residual [..., N], weight [N]
+//                                                                         -> codes, factor, total [..., N]?
 //   Attention        qkv, key?, value?, past_key, past_value, last, cosines, sines
 //                                                                         -> out, present_key, present_value
 //
@@ -17,6 +20,11 @@
 #include "op.h"
 #include "product.h"
 #include "rows.h"
+#include "vec.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #pragma GCC visibility push(hidden)
 
@@ -124,6 +132,121 @@ struct MatMulBlocks {
   int64_t block_, num_outputs_;
 };
 
+inline Vec gated(Vec gate, Vec up) {
+  // e^-x overflows to infinity far below zero, where the quotient is 0 as it should be.
+  const Vec below = 1.0f + exponential(-(gate < -87.0f ? splat(-87.0f) : gate));
+#if defined(__AVX512F__)
+  // A division takes as long as all the rest: 14 bits of the reciprocal, and a step of Newton's for the others.
+  const __m512 number = reinterpret_cast<__m512>(below), guess = _mm512_rcp14_ps(number);
+  const __m512 rest = _mm512_fnmadd_ps(number, guess, _mm512_set1_ps(2.0f));
+  return gate * up * reinterpret_cast<Vec>(_mm512_mul_ps(guess, rest));
+#else
+  return gate / below * up;
+#endif
+}
+
+// Outputs of gate and up lie in turn, 16 of each: what they make is at hand when a pair of tiles is done.
+struct MatMulBlocksGate {
+  static constexpr const char* kName = "MatMulBlocksGate";
+  static constexpr int kInputs[] = {ort::kInt8, ort::kFloat, ort::kUint8, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat};
+  static constexpr size_t kNumRequired = 4;
+
+  explicit MatMulBlocksGate(const Attributes& attributes)
+      : bits_(static_cast<int>(attributes.integer("bits"))),
+        block_(attributes.integer("block")),
+        size_(attributes.integer("N")),
+        multiple_(attributes.integer("multiple")) {}
+
+  ort::Status* compute(const Context& context) const {
+    const int64_t width = (size_ + kTile - 1) / kTile * kTile;
+    BlockProduct product(context, 2 * width);
+    if (!product.fits(block_, bits_) || (product.bias && product.bias.columns() != 2 * width))
+      return context.refuse("MatMulBlocksGate: codes, weights and scales do not fit each other");
+    std::vector<int64_t> shape = product.x.shape;
+    shape.back() = size_;
+    const CodesAndFactors out(context, shape, multiple_);
+    const int64_t rows = product.rows, tiles = product.num_tiles();
+    const int64_t work = rows * tiles * product.work_of_tile() / 64;
+    const auto quantise = [&](int64_t row, const float* values) {
+      out.factors[row] = quantise_row(values, size_, out.padded, out.codes + row * out.padded);
+    };
+    if (rows >= kManyRows) {
+      const RowPieces pieces(rows);
+      const int64_t step = std::max<int64_t>(2, kCachedBytes / std::max<int64_t>(1, product.tile_bytes()) / 2 * 2);
+      context.share(pieces.count, work, [&](int64_t piece) {
+        const int64_t first = pieces.first(piece), count = pieces.first(piece + 1) - first;
+        float* values = scratch_of<1, float>(count * width);
+        const int32_t* packed = product.prepare(first, count);
+        for (int64_t tile = 0; tile < tiles; tile += step)
+          gate(product, first, count, packed, tile, std::min(tile + step, tiles), values, width);
+        for (int64_t row = 0; row < count; ++row) quantise(first + row, values + row * width);
+      });
+      return nullptr;
+    }
+    float* values = scratch_of<2, float>(rows * width);
+    const int32_t* packed = product.prepare(0, rows);
+    const int64_t per_piece = (tiles_per_piece(rows, product.work_of_tile()) + 1) / 2 * 2;
+    context.share_in_runs((tiles + per_piece - 1) / per_piece, work, [&](int64_t piece) {
+      const int64_t first = piece * per_piece;
+      gate(product, 0, rows, packed, first, std::min(first + per_piece, tiles), values, width);
+    });
+    context.for_each(rows, rows * width, [&](int64_t row) { quantise(row, values + row * width); });
+    return nullptr;
+  }
+
+  // The values [count, width] of an even number of tiles.
+  static void gate(const BlockProduct& product, int64_t first, int64_t count, const int32_t* packed, int64_t tile,
+                   int64_t end, float* values, int64_t width) {
+    const int64_t stride = (end - tile) * kTile;
+    float* both = scratch_of<4, float>(count * stride);
+    product.multiply_rows(first, count, packed, tile, end, both, stride);
+    for (int64_t row = 0; row < count; ++row)
+      for (int64_t i = 0; i < stride; i += 2 * kTile)
+        store(values + row * width + (tile * kTile + i) / 2,
+              gated(load(both + row * stride + i), load(both + row * stride + i + kTile)));
+  }
+
+  int bits_;
+  int64_t block_, size_, multiple_;
+};
+
+struct MatMulBlocksAddNorm {
+  static constexpr const char* kName = "MatMulBlocksAddNorm";
+  static constexpr int kInputs[] = {ort::kInt8,  ort::kFloat, ort::kUint8, ort::kFloat,
+                                    ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kInt8, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNumRequired = 4;
+
+  explicit MatMulBlocksAddNorm(const Attributes& attributes)
+      : bits_(static_cast<int>(attributes.integer("bits"))),
+        block_(attributes.integer("block")),
+        num_outputs_(attributes.integer("N")),
+        multiple_(attributes.integer("multiple")),
+        epsilon_(attributes.number("epsilon")) {}
+
+  ort::Status* compute(const Context& context) const {
+    BlockProduct product(context, num_outputs_);
+    const Tensor residual = context.input(5), weight = context.input(6);
+    const int64_t size = num_outputs_;
+    if (!product.fits(block_, bits_) || !residual || residual.rows() != product.rows || residual.columns() != size ||
+        !weight || weight.columns() != size)
+      return context.refuse("MatMulBlocksAddNorm: inputs do not fit each other");
+    const CodesAndFactors out(context, residual.shape, multiple_);
+    auto* total = static_cast<float*>(context.output(2, residual.shape));
+    compute_product(context, product, nullptr, [&](int64_t row, float* values) {
+      out.factors[row] = add_norm_quantise_row(residual.floats() + row * size, values, weight.floats(), epsilon_, size,
+                                               out.padded, total != nullptr ? total + row * size : values,
+                                               thread_scratch(size), out.codes + row * out.padded);
+    });
+    return nullptr;
+  }
+
+  int bits_;
+  int64_t block_, num_outputs_, multiple_;
+  float epsilon_;
+};
+
 struct AttentionOp {
   static constexpr const char* kName = "Attention";
   static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat,
@@ -209,7 +332,8 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
                                                                                  const ort::ApiBase* base) {
   using namespace vorta;
   static const ort::CustomOp ops[] = {describe<Quantise>(), describe<AddNormQuantise>(), describe<GateQuantise>(),
-                                      describe<MatMulBlocks>(), describe<AttentionOp>()};
+                                      describe<MatMulBlocks>(), describe<MatMulBlocksGate>(), describe<MatMulBlocksAddNorm>(),
+                                      describe<AttentionOp>()};
   static const std::vector<ort::CustomOp> of_encoders = encoder_ops();
   using ort::Status;
   const ort::Api* api = base->get_api(ort::kApiVersion);

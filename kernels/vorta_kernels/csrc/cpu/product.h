@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <thread>
 
 #include "float_gemm.h"
 #include "gemm.h"
@@ -55,8 +56,14 @@ struct BlockProduct {
   }
 
   void multiply_rows(int64_t first, int64_t count, const int32_t* packed, int64_t tile, int64_t end, float* out) const {
+    multiply_rows(first, count, packed, tile, end, out + tile * kTile, num_outputs);
+  }
+
+  // The same with the first tile's outputs at `out`, rows `stride` apart.
+  void multiply_rows(int64_t first, int64_t count, const int32_t* packed, int64_t tile, int64_t end, float* out,
+                     int64_t stride) const {
     const int64_t per_row = factors.columns();
-    multiply(packed, factors.floats() + first * per_row, per_row != 1, count, weights, tile, end, out);
+    multiply(packed, factors.floats() + first * per_row, per_row != 1, count, weights, tile, end, out, stride);
   }
 
   const int8_t* row(int64_t index) const { return static_cast<const int8_t*>(x.data) + index * weights.num_inputs; }
@@ -92,6 +99,23 @@ struct TileProduct {
   TileWeights weights{};
 };
 
+// Many rows in pieces: as many of about kPieceRows as all threads are done with at once.
+struct RowPieces {
+  explicit RowPieces(int64_t num_rows) : rows(num_rows), count((num_rows + kPieceRows - 1) / kPieceRows) {
+    static const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
+    if (count > threads) count = (count + threads - 1) / threads * threads;
+  }
+  int64_t first(int64_t piece) const { return piece * rows / count; }
+
+  int64_t rows, count;
+};
+
+// Tiles of a piece when rows are few: pieces of about equal work, small enough that a thread which is held up leaves the
+// rest to the others.
+inline int64_t tiles_per_piece(int64_t rows, int64_t work_of_tile) {
+  return std::max<int64_t>(1, kPieceWork / std::max<int64_t>(1, rows * work_of_tile));
+}
+
 // Computes the product and calls finish(row, values) for every row. The values go to `out` [rows, num_outputs], or where
 // that is null to memory that is used again.
 template <typename Product, typename Finish>
@@ -100,8 +124,9 @@ void compute_product(const Context& context, const Product& product, float* out,
   const int64_t work = rows * tiles * product.work_of_tile() / 64;
   if (rows >= kManyRows) {
     const int64_t step = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, product.tile_bytes()));
-    context.share((rows + kPieceRows - 1) / kPieceRows, work, [&](int64_t piece) {
-      const int64_t first = piece * kPieceRows, count = std::min(kPieceRows, rows - first);
+    const RowPieces pieces(rows);
+    context.share(pieces.count, work, [&](int64_t piece) {
+      const int64_t first = pieces.first(piece), count = pieces.first(piece + 1) - first;
       float* values = out != nullptr ? out + first * outputs : scratch_of<1, float>(kPieceRows * outputs);
       const int32_t* packed = product.prepare(first, count);
       for (int64_t tile = 0; tile < tiles; tile += step)
@@ -112,9 +137,7 @@ void compute_product(const Context& context, const Product& product, float* out,
   }
   float* values = out != nullptr ? out : scratch_of<2, float>(rows * outputs);
   const int32_t* packed = product.prepare(0, rows);
-  // Pieces of about equal work, small enough that a thread which is held up leaves the rest to the others.
-  const int64_t per_piece =
-      std::max<int64_t>(rows < 32 ? 1 : 4, kPieceWork / std::max<int64_t>(1, rows * product.work_of_tile()));
+  const int64_t per_piece = tiles_per_piece(rows, product.work_of_tile());
   context.share_in_runs((tiles + per_piece - 1) / per_piece, work, [&](int64_t piece) {
     const int64_t first = piece * per_piece;
     product.multiply_rows(0, rows, packed, first, std::min(first + per_piece, tiles), values);
