@@ -142,7 +142,7 @@ bench: $(SETUP) ## Compare engines, embeddings and vector search with their peer
 	@$(BIN)/python -m vorta_bench.embedding throughput --work $(BENCH_WORK) \
 		--out benchmarks/results/embedding_throughput.json $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	@$(BIN)/python -m vorta_bench.embedding single --work $(BENCH_WORK) --out benchmarks/results/embedding_single.json
-	@for part in wire filters upserts; do $(BIN)/python -m vorta_bench.search $$part --work $(BENCH_WORK) \
+	@for part in wire graph filters upserts; do $(BIN)/python -m vorta_bench.search $$part --work $(BENCH_WORK) \
 		--out benchmarks/results/search_$$part.json; done
 	@$(BIN)/python -m vorta_bench.search start --rows 1000000 --work $(BENCH_WORK) --out benchmarks/results/search_start.json
 	@for part in codec rest client streams balance; do $(BIN)/python -m vorta_bench.gateway $$part \

@@ -1,6 +1,7 @@
 """Vector search: over gRPC against raw FAISS and an empty RPC, against other embedded stores, filtered, and writing.
 
     python -m vorta_bench.search wire     --out results/search_wire.json
+    python -m vorta_bench.search graph    --out results/search_graph.json
     python -m vorta_bench.search peers    --peer-python PEERS/bin/python --rows 20000 --out results/search_peers.json
     python -m vorta_bench.search filters  --out results/search_filters.json
     python -m vorta_bench.search upserts  --out results/search_upserts.json
@@ -8,10 +9,11 @@
 
 Vectors are those of the default model, 100,000 of 384 numbers where nothing else is said. `wire`: batches of searches
 against FAISS's HNSW in process, and single searches of 16 clients against an RPC of the same message sizes that does
-nothing, by turns. `peers`: the same searches in chromadb, lancedb, qdrant-edge and milvus-lite in process. `filters`:
-recall and time at six selectivities against comparing with all that passes and against the graph with a selector.
-`upserts`: batches of 500 over a stream, each answered when it is on disk, and memory for each point. `start`: opening a
-collection of random vectors from its saved segments.
+nothing, by turns. `graph`: our walk of a graph against FAISS's of the same one, in process. `peers`: the same searches
+in chromadb, lancedb, qdrant-edge and milvus-lite in process. `filters`: recall and time at six selectivities against
+comparing with all that passes and against the graph with a selector. `upserts`: batches of 500 over a stream, each
+answered when it is on disk, and memory for each point. `start`: opening a collection of random vectors from its saved
+segments.
 """
 
 from __future__ import annotations
@@ -57,8 +59,10 @@ from vorta_bench.vectors import (
 )
 from vorta_bench.wire import free_port
 from vorta_server.vectors import operation as op
+from vorta_server.vectors.index import load_index
 from vorta_server.vectors.planning import CostModel
 
+WIDTHS = (16, 24, 32, 48, 64, 128, 256)
 SELECTIVITIES = (0.001, 0.01, 0.1, 0.3, 0.5, 0.9)
 
 
@@ -172,6 +176,50 @@ def _one_by_one(queries: Matrix, search: Callable[[Matrix], Any]) -> tuple[float
     start_s = time.perf_counter()
     found = [search(query[None]) for query in queries]
     return (time.perf_counter() - start_s) / len(queries), found
+
+
+def graph(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One graph searched by FAISS and by our kernel, a thread each, in batches: time and recall at equal widths."""
+    vectors, queries = real_vectors(arguments.work, arguments.rows)
+    wanted = nearest(queries, vectors)
+    raw = raw_hnsw(vectors)
+    with tempfile.TemporaryDirectory() as folder:
+        faiss.write_index(raw, f"{folder}/index")
+        ours = load_index("hnsw", Path(folder) / "index", None, "dot")
+    faiss.omp_set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for ef in WIDTHS:
+        params = faiss.SearchParametersHNSW(efSearch=ef)
+
+        def by_faiss(part: Matrix, params: Any = params) -> Any:
+            return raw.search(part, K, params=params)[1]
+
+        def by_kernel(part: Matrix, ef: int = ef) -> Any:
+            return ours.search(part, K, ef=ef, probes=0)[1]
+
+        times: dict[str, list[float]] = {"faiss": [], "vorta": []}
+        recalls = {}
+        for _ in range(arguments.rounds):
+            for name, search in (("faiss", by_faiss), ("vorta", by_kernel)):
+                start_s = time.perf_counter()
+                found = np.concatenate([search(queries[at : at + BATCH]) for at in range(0, len(queries), BATCH)])
+                times[name].append((time.perf_counter() - start_s) / len(queries))
+                recalls[name] = round(recall(found.tolist(), wanted), 4)
+        rows.append(
+            {
+                "ef": ef,
+                "faiss_us": round(1e6 * statistics.median(times["faiss"]), 1),
+                "vorta_us": round(1e6 * statistics.median(times["vorta"]), 1),
+                "faiss_recall": recalls["faiss"],
+                "vorta_recall": recalls["vorta"],
+                "times": round(
+                    statistics.median(a / b for a, b in zip(times["faiss"], times["vorta"], strict=True)), 2
+                ),
+            }
+        )
+        print(rows[-1], flush=True)
+    rows.append({"bytes_per_point": round(ours.num_bytes / len(vectors)), "floor_bytes_per_point": 4 * DIMENSION})
+    return rows
 
 
 class _GraphAlways(CostModel):
@@ -304,7 +352,7 @@ def start(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=["wire", "peers", "filters", "upserts", "start", "nothing"])
+    parser.add_argument("scenario", choices=["wire", "graph", "peers", "filters", "upserts", "start", "nothing"])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--index", default="flat", help="of `start` (default %(default)s)")
@@ -322,7 +370,9 @@ def main() -> None:
     if arguments.scenario == "peers" and arguments.peer_python is None:
         parser.error("peers needs --peer-python")
     arguments.work = arguments.work.absolute()
-    scenarios = {"wire": wire, "peers": peers, "filters": filters, "upserts": upserts, "start": start}
+    scenarios = {
+        "wire": wire, "graph": graph, "peers": peers, "filters": filters, "upserts": upserts, "start": start
+    }  # fmt: skip
     rows = scenarios[arguments.scenario](arguments)
     if arguments.out is not None:
         document = {
