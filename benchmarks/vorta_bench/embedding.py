@@ -3,12 +3,13 @@
     python -m vorta_bench.embedding quality    --peer-python PEERS/bin/python
     python -m vorta_bench.embedding throughput --peer-python PEERS/bin/python --out results/embedding.json
     python -m vorta_bench.embedding single     --out results/embedding_single.json
+    python -m vorta_bench.embedding lanes      --out results/embedding_lanes.json
 
 `quality`: cosines to sentence-transformers' vectors on 500 texts of 1 to 256 tokens, and how many of the ten nearest
 neighbours among 2,000 passages are the same. `throughput`: 32 clients over gRPC, each with a few texts of mixed lengths
 at a time, against the peers in process on the same cores, by turns in one run. `single`: one short text over gRPC
-against the bare ONNX Runtime call and an empty RPC. Without --peer-python there are no peers. The model is the default
-one.
+against the bare ONNX Runtime call and an empty RPC. `lanes`: what a token costs a core by the tokens of a batch, with
+one lane and with all. Without --peer-python there are no peers. The model is the default one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -291,10 +293,48 @@ def single(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _batches(sequences: Sequence[npt.NDArray[np.int32]], max_tokens: int) -> list[list[npt.NDArray[np.int32]]]:
+    batches: list[list[npt.NDArray[np.int32]]] = [[]]
+    for sequence in sequences:
+        if batches[-1] and sum(map(len, batches[-1])) + len(sequence) > max_tokens:
+            batches.append([])
+        batches[-1].append(sequence)
+    return batches
+
+
+def lanes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Microseconds of a core for a token, by lanes at work and tokens of a batch; the settings by turns."""
+    texts = passages(mixed_lengths(arguments.texts, seed=4), seed=4)
+    rows: list[dict[str, Any]] = []
+    for precision in ("fp32", "int8"):
+        engine = InProcess(precision, arguments.work / "artifacts")
+        sequences = [text.token_ids for text in engine.tokenizer.encode(texts, truncate="right")]
+        found: dict[tuple[int, int], list[float]] = {}
+        for number in range(arguments.rounds + 1):
+            for max_tokens in (128, 256, 512, 1024):
+                for count in (1, engine.encoder.num_lanes):
+                    chosen = sequences[: len(sequences) * count // engine.encoder.num_lanes]
+                    start_s = time.perf_counter()
+                    with ThreadPoolExecutor(count) as pool:
+                        for _ in pool.map(
+                            lambda batch: engine.encoder.run(batch, beside_others=True),  # noqa: B023
+                            _batches(chosen, max_tokens),
+                        ):
+                            pass
+                    taken_s = time.perf_counter() - start_s
+                    if number:  # the first round warms up
+                        found.setdefault((count, max_tokens), []).append(taken_s * count / sum(map(len, chosen)))
+        for (count, max_tokens), taken in found.items():
+            core_us = round(1e6 * statistics.median(taken), 1)
+            rows.append({"precision": precision, "lanes": count, "batch_tokens": max_tokens, "core_us": core_us})
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=["quality", "throughput", "single"])
+    parser.add_argument("scenario", choices=["quality", "throughput", "single", "lanes"])
     parser.add_argument("--peer-python", help="interpreter with sentence-transformers and ctranslate2")
     parser.add_argument("--texts", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
@@ -302,7 +342,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
     arguments.work = arguments.work.absolute()
-    rows = {"quality": quality, "throughput": throughput, "single": single}[arguments.scenario](arguments)
+    scenarios = {"quality": quality, "throughput": throughput, "single": single, "lanes": lanes}
+    rows = scenarios[arguments.scenario](arguments)
     if arguments.out is not None:
         document = {
             "command": " ".join(["python -m vorta_bench.embedding", *sys.argv[1:]]),
