@@ -32,7 +32,7 @@ constexpr int64_t kShortPool = 128;    // widths up to this are moved along one 
 constexpr int64_t kThreadQueries = 4;  // that are worth another thread
 constexpr float kSmallest = 1e-30f;    // what is smaller throughout is coded as zeros
 
-// As vorta_kernels.graph.Graph declares it.
+// As vorta_kernels/graph.py declares it.
 struct Graph {
   const float* vectors;       // [rows, dimension]
   const uint8_t* codes;       // [rows, stride]
