@@ -21,12 +21,10 @@ from vorta_server.vectors.faiss_config import FaissConfig
 from vorta_server.vectors.faiss_open import OpenCollection, Tickets
 from vorta_server.vectors.filtering import CompiledFilter, compile_filter
 from vorta_server.vectors.operation import Ticket
+from vorta_server.vectors.prepared import PreparedSearch, plain_key, prepare_search
 from vorta_server.vectors.searching import (
-    PreparedSearch,
     complete_columns,
     filter_views,
-    plain_key,
-    prepare_search,
     run_plain_searches,
     run_searches,
     settle_views,

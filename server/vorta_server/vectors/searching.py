@@ -17,33 +17,25 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vorta.errors import InvalidArgument, NotFound
-from vorta_server.vectors.checks import check_search
+from vorta.errors import InvalidArgument
 from vorta_server.vectors.collection import VectorCollection
-from vorta_server.vectors.filtering import CompiledFilter, compile_filter, match_any_word, words_of
+from vorta_server.vectors.filtering import CompiledFilter, compile_filter, match_any_word
 from vorta_server.vectors.fusion import fuse
 from vorta_server.vectors.index import Found, Matrix, scan, set_threads, worst_score
 from vorta_server.vectors.operation import Condition, Filter, Group, Hit, Search, SearchResult, SearchResults
 from vorta_server.vectors.payloads import values_at
 from vorta_server.vectors.planning import FilterView, filtered_width
+from vorta_server.vectors.prepared import PreparedSearch, prepare_search
 from vorta_server.vectors.segment import Segment
 
 __all__ = [
-    "PreparedSearch",
     "Views",
     "complete_columns",
     "filter_views",
-    "plain_key",
-    "prepare_search",
     "run_plain_searches",
     "run_searches",
     "settle_views",
 ]
-
-_MIN_CANDIDATES = 100
-_CANDIDATE_FACTOR = 4
-_MIN_GROUP_HITS = 64
-_MAX_GROUP_HITS = 10_000
 
 # Below so many queries a second thread costs more than it brings.
 _PARALLEL_QUERIES = 8
@@ -59,96 +51,6 @@ Ranked = list[tuple[int, float]]
 
 Candidate = tuple[int, float, float | None, float | None]
 """Row, score, and under hybrid search the scores of both sides."""
-
-
-@dataclasses.dataclass(eq=False)
-class PreparedSearch:
-    """A search that was checked.
-
-    Attributes:
-        search: What is asked.
-        queries: Shape (queries, dimension), or None for words alone.
-        own_rows: Rows that are not among the hits of each query: the points that are the queries.
-        words: Of each query; empty without words.
-        compiled: The filter.
-        num_queries: How many.
-        depth: Hits that each side gives for each query.
-    """
-
-    search: Search
-    queries: Matrix | None
-    own_rows: list[int]
-    words: list[list[str]]
-    compiled: CompiledFilter | None
-    num_queries: int
-    depth: int
-
-    @property
-    def allows_columns(self) -> bool:
-        """Whether its hits are ids and scores and nothing else."""
-        search = self.search
-        return (
-            search.columns
-            and self.queries is not None
-            and not (self.words or self.own_rows or search.group_by or search.with_payload or search.with_vector)
-            and search.score_threshold is None
-        )
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for searches whose vector sides can be computed as one batch."""
-        search = self.search
-        filter_key = self.compiled.key if self.compiled is not None else None
-        return (filter_key, self.depth, search.exact, search.ef_search, search.num_probes, self.queries is None)
-
-
-def prepare_search(collection: VectorCollection, search: Search) -> PreparedSearch:
-    """Checks a search.
-
-    Raises:
-        InvalidArgument: Naming the field.
-        NotFound: POINT_NOT_FOUND for a query by the id of no point.
-    """
-    config = collection.config
-    check_search(search, config)
-    num_queries = len(search.texts) or len(search.ids)
-    queries: Matrix | None = None
-    own_rows: list[int] = []
-    if search.vectors:
-        queries = collection.read_queries(search.vectors, num_queries or None)
-    elif search.ids:
-        queries, own_rows = _queries_by_id(collection, search.ids)
-    if queries is not None:
-        num_queries = len(queries)
-    if num_queries > config.max_queries:
-        raise InvalidArgument(f"There are more than {config.max_queries} queries.", field="queries")
-    words: list[list[str]] = []
-    if search.texts:
-        if not collection.text_fields:
-            raise InvalidArgument(f"{collection.definition.name} has no text fields to search.", field="text")
-        words = [words_of(text, config.max_text_words) for text in search.texts]
-    compiled = None
-    if search.filter is not None:
-        compiled = compile_filter(search.filter, collection.kinds, collection.text_fields, config)
-        if not (search.filter.must or search.filter.should or search.filter.must_not):
-            compiled = None
-    depth = search.limit + search.offset
-    if search.group_by:
-        depth = min(max(_MIN_GROUP_HITS, 2 * depth * search.group_size), _MAX_GROUP_HITS)
-    if words and queries is not None:
-        depth = search.num_candidates or max(_MIN_CANDIDATES, _CANDIDATE_FACTOR * (search.limit + search.offset))
-    return PreparedSearch(search, queries, own_rows, words, compiled, num_queries, depth)
-
-
-def plain_key(search: Search) -> tuple[Any, ...] | None:
-    """Equal for searches that `run_plain_searches` answers together; None for those that it does not answer."""
-    if not search.columns or not search.vectors or search.with_payload or search.with_vector:
-        return None
-    if search.filter is not None or search.texts or search.ids or search.group_by:
-        return None
-    if search.score_threshold is not None:
-        return None
-    return search.limit, search.offset, search.exact, search.ef_search, search.num_probes
 
 
 def run_plain_searches(collection: VectorCollection, searches: Sequence[Search]) -> list[SearchResults]:
@@ -170,22 +72,6 @@ def run_plain_searches(collection: VectorCollection, searches: Sequence[Search])
     return [
         SearchResults(results=list(itertools.islice(columns, len(search.vectors) // row_bytes))) for search in searches
     ]
-
-
-def _queries_by_id(collection: VectorCollection, ids: Sequence[str]) -> tuple[Matrix, list[int]]:
-    rows = collection.store.rows_of(ids)
-    vectors = []
-    for index, point_id in enumerate(ids):
-        found = collection.locate(rows[point_id]) if point_id in rows else None
-        if found is None:
-            raise NotFound(
-                f"{collection.definition.name} has no point {point_id[:256]!r}.",
-                reason="POINT_NOT_FOUND",
-                metadata={"field": f"ids[{index}]", "id": point_id[:256]},
-            )
-        segment, position = found
-        vectors.append(segment.vectors[position])
-    return np.array(vectors, np.float32), [rows[point_id] for point_id in ids]
 
 
 def filter_views(collection: VectorCollection, compiled: CompiledFilter | None) -> Views:
