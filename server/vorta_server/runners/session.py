@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 from vorta.errors import FailedPrecondition, Internal
@@ -31,6 +30,8 @@ def resident_weights(files: Iterable[Path]) -> dict[str, ort.OrtValue]:
 
     Raises OSError where a file cannot be read or memory is short, ValueError where a file is shorter than its tensors.
     """
+    import onnx  # here, since only where tensors lie is read with it, and runners of other kinds do not need it
+
     memories: dict[Path, np.ndarray] = {}
     values: dict[str, ort.OrtValue] = {}
     for file in files:
