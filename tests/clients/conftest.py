@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 import vorta
 from tests.clients.cutting_proxy import CuttingProxy
 from tests.clients.fake_server import FakeServer
-
-# A loaded machine is no reason to fail: tests judge outcomes, not times.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 FAST = vorta.RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.05, budget_tokens=0)
 """Retries that keep tests quick."""
