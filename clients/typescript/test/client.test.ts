@@ -206,7 +206,7 @@ for (const transport of ["grpc", "grpc-web"] satisfies TransportKind[]) {
         assert.ok(event.index > lastIndex, "an event came twice");
         lastIndex = event.index;
         text += event.text;
-        if (event.kind === "delta" && event.index > 20 * (cuts + 1) && cuts < 3) {
+        if (event.kind === "delta" && event.index > 10 * (cuts + 1) && cuts < 3) {
           cuts += 1;
           proxy.cut();
         }
