@@ -108,7 +108,8 @@ class FrontSettings:
     @property
     def write_interval_per_stream_s(self) -> float:
         """Seconds between two messages of a stream that is alone; of N, N times as much."""
-        return self.write_cost_s / (self.write_share * len(os.sched_getaffinity(0)))
+        num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.write_cost_s / (self.write_share * num_cpus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

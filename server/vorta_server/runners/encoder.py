@@ -77,7 +77,7 @@ class OnnxEncoder:
             profile=_profile(manifest),
         )
         file = artifact / manifest.graphs[0].file
-        cores = threads or len(os.sched_getaffinity(0))
+        cores = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self._num_lanes = min(cores, _MOST_LANES) if self._is_packed else 1
         has_lanes = self._num_lanes > 1
         self._session = open_session(file, threads, library, has_siblings=has_lanes, providers=choice)
