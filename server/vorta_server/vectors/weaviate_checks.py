@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import numpy.typing as npt
 
 from vorta.errors import InvalidArgument
+from vorta_server.vectors.checks import check_name
 from vorta_server.vectors.operation import Collection, Search, UpsertPoints
 from vorta_server.vectors.weaviate_schema import PREFIXES, property_name
 
@@ -25,17 +25,6 @@ __all__ = [
 
 MAX_LIMIT = 10_000
 _MAX_QUERIES = 1024
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
-def check_name(name: str, field: str) -> None:
-    """Refuses what is no name of a collection or alias."""
-    if not name:
-        raise InvalidArgument(f"{field} is required.", reason="MISSING_FIELD", field=field)
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(
-            f"{field} must be 1 to 64 letters, digits, '_' or '-', the first a letter or digit.", field=field
-        )
 
 
 def check_collection(collection: Collection) -> None:

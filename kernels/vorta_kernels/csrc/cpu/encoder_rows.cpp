@@ -9,21 +9,6 @@ namespace {
 
 constexpr int64_t kBlockVectors = 8;  // of a block of 128, whose numbers stay in registers
 
-// The rest of a row that fills no vector: as a vector whose other lanes hold `other`.
-inline Vec load_part(const float* from, int64_t count, float other = 0.0f) {
-  if (count == kLanes) return load(from);
-  Vec out = splat(other);
-  std::memcpy(&out, from, count * sizeof(float));
-  return out;
-}
-
-inline void store_part(float* to, Vec value, int64_t count) {
-  if (count == kLanes)
-    store(to, value);
-  else
-    std::memcpy(to, &value, count * sizeof(float));
-}
-
 // Calls work(i, count) for the row's vectors: count is 16 but for the last.
 template <typename Work>
 inline void by_vectors(int64_t size, const Work& work) {

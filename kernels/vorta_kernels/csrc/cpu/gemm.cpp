@@ -159,20 +159,6 @@ inline int64_t next_group(int64_t left) {
 
 inline int64_t num_groups(int64_t rows) { return (rows + kMaxRows - 1) / kMaxRows; }
 
-inline Vec load_first(const float* from, int64_t count) {
-  if (count == kTile) return load(from);
-  Vec out = Vec{};
-  std::memcpy(&out, from, count * sizeof(float));
-  return out;
-}
-
-inline void store_first(float* to, Vec value, int64_t count) {
-  if (count == kTile)
-    store(to, value);
-  else
-    std::memcpy(to, &value, count * sizeof(float));
-}
-
 // to[i, row] = the i-th four codes of each row.
 void pack_fours(const int8_t* x, int64_t rows, int64_t fours, int32_t* to) {
   if (rows == 1) {
@@ -260,11 +246,11 @@ void multiply_group(const int32_t* packed, const float* factors, const BlockWeig
   }
   const int64_t column = tile * kTile;
   const int64_t width = std::min(kTile, weights.num_outputs - column);
-  const Vec bias = weights.bias != nullptr ? load_first(weights.bias + column, width) : Vec{};
+  const Vec bias = weights.bias != nullptr ? load_part(weights.bias + column, width) : Vec{};
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
     const Vec value = kFactorOfBlock ? totals[row] + bias : multiply_add(totals[row], splat(factors[row]), bias);
-    store_first(out + row * stride, value, width);
+    store_part(out + row * stride, value, width);
   }
 }
 

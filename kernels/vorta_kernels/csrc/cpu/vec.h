@@ -27,6 +27,21 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
+// The first `count` of 16 numbers, 1 to 16; the other lanes hold `other`.
+inline Vec load_part(const float* from, int64_t count, float other = 0.0f) {
+  if (count == kLanes) return load(from);
+  Vec out = splat(other);
+  std::memcpy(&out, from, count * sizeof(float));
+  return out;
+}
+
+inline void store_part(float* to, Vec value, int64_t count) {
+  if (count == kLanes)
+    store(to, value);
+  else
+    std::memcpy(to, &value, count * sizeof(float));
+}
+
 inline Vec maximum(Vec a, Vec b) {
 #if defined(__AVX512F__)
   // GCC makes a comparison and a masked move of the other line, three times the latency.
