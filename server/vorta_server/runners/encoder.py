@@ -26,8 +26,7 @@ _KINDS = ("embedding", "rerank")
 _MOST_LANES = 8
 
 # Tokens of a lane's batch: more of them read the weights less often, fewer leave more of what is computed in the
-# caches. Two lanes of all-MiniLM-L6-v2, microseconds of a core for a token at 256, 512 and 1024: fp32 231, 226 and
-# 219, int8 74, 75 and 81.
+# caches. Measured in benchmarks/results/embedding.md.
 _LANE_TOKENS = {"fp32": 1024, "int8": 512}
 
 # Texts of a batch that TensorRT plans for; with more it plans anew. Tokens likewise, up to the model's length.
