@@ -30,4 +30,6 @@ if ! command -v c++ >/dev/null && [ "$(id -u)" = 0 ]; then
 fi
 "$venv/bin/python" -m vorta_kernels.cpu >/dev/null ||
   echo "Without a C++ compiler models run on ONNX Runtime's operators alone, which are slower." >&2
+"$venv/bin/python" -m vorta_gateway.json.native >/dev/null ||
+  echo "Without a C++ compiler and Python.h the gateway writes JSON in Python, which is slower." >&2
 touch "$venv/.setup-done"

@@ -70,7 +70,10 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 
 # What alone may import it after all.
-ALLOWED: dict[str, set[str]] = {"torch": {"vorta_server.runners.cuda", "vorta_server.workers.cuda"}}
+ALLOWED: dict[str, set[str]] = {
+    "torch": {"vorta_server.runners.cuda", "vorta_server.workers.cuda"},
+    "vorta_kernels": {"vorta_gateway.json.native"},  # its builder of libraries
+}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:

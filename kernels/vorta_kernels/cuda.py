@@ -1,8 +1,8 @@
 """Vorta's CUDA C++ kernels: one library, built from `csrc/cuda` on first use and loaded by ctypes.
 
 It holds machine code for compute capability 8.0, 8.9 and 9.0 (and PTX for later ones) and the CUDA runtime, so that it
-needs a driver and nothing else. It is kept in the user's cache folder under a name that says what it was built from and
-with what. `python -m vorta_kernels.cuda` builds it and prints what each kernel takes of a GPU beside its limits.
+needs a driver and nothing else. It is kept by `build`. `python -m vorta_kernels.cuda` builds it and prints what each
+kernel takes of a GPU beside its limits.
 
 From compute capability 9.0 on a kernel starts while the one in front of it in the stream ends; VORTA_CUDA_OVERLAP=0 in
 the environment turns that off.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import fnmatch
 import functools
-import hashlib
 import importlib.util
 import json
 import os
@@ -24,12 +23,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vorta_kernels import cpu
+from vorta_kernels import build
+from vorta_kernels.build import BuildError
 
 __all__ = [
     "BuildError",
@@ -59,8 +58,6 @@ _NVCC_FLAGS = (
 )
 _EMULATION_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas")
 _BUILD_TIMEOUT_S = 900
-
-BuildError = cpu.BuildError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +107,7 @@ def library() -> Path:
     nvcc = find_tool("nvcc")
     if nvcc is None:
         raise BuildError("no nvcc in CUDA_HOME, on the path or in the package nvidia-cuda-nvcc")
-    host_compiler = cpu.compiler()
+    host_compiler = build.compiler()
     if host_compiler is None:
         raise BuildError("nvcc needs a C++ compiler, and none is installed")
     top = nvcc.resolve().parents[1]
@@ -119,7 +116,9 @@ def library() -> Path:
     # Nothing here needs the device runtime, which not every package has; a static cudart needs these three.
     links = ["-cudadevrt=none", *(f"-L{folder}" for folder in folders), "-lrt", "-lpthread", "-ldl"]
     command = [str(nvcc), *_NVCC_FLAGS, f"--threads={min(4, os.cpu_count() or 1)}", *map(str, _cu_sources()), *links]
-    return _built("vorta_cuda", command, (*_NVCC_FLAGS, str(nvcc), _version(str(nvcc)), _version(host_compiler)))
+    return _built(
+        "vorta_cuda", command, (*_NVCC_FLAGS, str(nvcc), build.version(str(nvcc)), build.version(host_compiler))
+    )
 
 
 @functools.cache
@@ -129,11 +128,11 @@ def emulation() -> Path:
     Raises:
         BuildError: There is no C++ compiler, it failed, or the cache folder cannot be written.
     """
-    compiler = cpu.compiler()
+    compiler = build.compiler()
     if compiler is None:
         raise BuildError("no C++ compiler is installed")
     command = [compiler, *_EMULATION_FLAGS, "-x", "c++", *map(str, _cu_sources())]
-    return _built("vorta_simt", command, (*_EMULATION_FLAGS, compiler, _version(compiler)))
+    return _built("vorta_simt", command, (*_EMULATION_FLAGS, compiler, build.version(compiler)))
 
 
 @functools.cache
@@ -268,47 +267,11 @@ def _cu_sources() -> list[Path]:
 
 
 def _built(name: str, command: list[str], parts: Sequence[str]) -> Path:
-    """The library of that name and content, built if need be beside its place and renamed, so that processes which
-    build at once do not see half of it. The compiler's words are beside it."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{part}\0".encode())
-    for file in sorted(_SOURCES.iterdir()):
-        if file.suffix in (".cu", ".h"):
-            digest.update(file.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vorta" / "kernels"
-    path = folder / f"{name}-{digest.hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            result = Path(scratch) / path.name
-            done = subprocess.run(
-                [*command, "-o", str(result)],
-                capture_output=True,
-                text=True,
-                timeout=_BUILD_TIMEOUT_S,
-                check=False,
-                cwd=scratch,
-            )
-            if done.returncode:
-                raise BuildError(f"{command[0]} failed: {(done.stdout + done.stderr).strip()[-3000:]}")
-            log = result.with_suffix(".log")
-            log.write_text(done.stdout + done.stderr, encoding="utf-8")
-            log.replace(path.with_suffix(".log"))  # First, so that a library is never without its log.
-            result.replace(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"building {path.name} failed: {error}") from error
+    path = build.kept(
+        "kernels", name, parts, [file for file in sorted(_SOURCES.iterdir()) if file.suffix in (".cu", ".h")]
+    )
+    build.run_compiler(command, path, timeout_s=_BUILD_TIMEOUT_S)
     return path
-
-
-def _version(program: str) -> str:
-    try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{program} cannot be run: {error}") from error
-    return done.stdout
 
 
 def _main() -> int:

@@ -4,22 +4,16 @@ It turns wire bytes into JSON and JSON into wire bytes by tables that are made h
 that are common and right; for everything else, errors among it, it says so, and the codec in Python does the whole once
 more. So that one defines the mapping, and is what remains where there is no C++ compiler, or no Python.h.
 
-The library is kept in the user's cache folder under a name that says what it was built from, and for which Python.
-While it is being built, in a thread, the codec in Python does the work.
+The library is kept by `vorta_kernels.build`. While it is being built, in a thread, the codec in Python does the work.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import logging
-import os
 import platform
-import shutil
-import subprocess
 import sysconfig
-import tempfile
 import threading
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -29,6 +23,7 @@ import orjson
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from vorta_gateway.json.descriptors import is_map, message_of
+from vorta_kernels.build import BuildError, compiler, kept, run_compiler
 
 __all__ = ["BuildError", "Mapping", "build", "load", "loaded", "make_mapping"]
 
@@ -36,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno")
-_COMPILERS = ("c++", "g++", "clang++")
 _BUILD_TIMEOUT_S = 300
 
 _F = FieldDescriptor
@@ -57,10 +51,6 @@ _FORMS = {
 }
 _MAX_FIELDS = 256
 _NULL = "google.protobuf.NullValue"
-
-
-class BuildError(RuntimeError):
-    """The module cannot be built or loaded here; the message says why."""
 
 
 class Mapping(Protocol):
@@ -128,25 +118,14 @@ def loaded() -> tuple[Any, bool]:
 
 def build(path: Path, flags: tuple[str, ...] = FLAGS) -> None:
     """Builds the module. Raises BuildError: there is no compiler or no Python.h, or the compiler failed."""
-    program = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    program = compiler()
     if program is None:
-        raise BuildError(f"no C++ compiler ({', '.join(_COMPILERS)}) is installed")
+        raise BuildError("no C++ compiler is installed")
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
         raise BuildError("Python.h is not installed")
     sources = sorted(str(file) for file in SOURCES.glob("*.cpp"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the place and then renamed, so that processes which build at once do not see half a library.
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            result = Path(scratch) / path.name
-            command = [program, *flags, f"-I{include}", "-o", str(result), *sources]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
-            if done.returncode:
-                raise BuildError(f"{program} failed: {done.stderr.strip()[-2000:]}")
-            result.replace(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"building {path.name} failed: {error}") from error
+    run_compiler([program, *flags, f"-I{include}", *sources], path, timeout_s=_BUILD_TIMEOUT_S)
 
 
 def load_file(path: Path) -> Any:
@@ -169,14 +148,8 @@ def _is_built() -> bool:
 
 @functools.cache
 def _path() -> Path:
-    digest = hashlib.sha256()
-    for part in (*FLAGS, platform.machine(), sysconfig.get_config_var("SOABI") or platform.python_version()):
-        digest.update(f"{part}\0".encode())
-    for file in sorted(SOURCES.iterdir()):
-        if file.suffix in (".cpp", ".hpp"):
-            digest.update(file.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vorta" / "gateway"
-    return folder / f"vorta_json-{digest.hexdigest()[:16]}.so"
+    parts = (*FLAGS, platform.machine(), sysconfig.get_config_var("SOABI") or platform.python_version())
+    return kept("gateway", "vorta_json", parts, (f for f in sorted(SOURCES.iterdir()) if f.suffix in (".cpp", ".hpp")))
 
 
 # Tables
@@ -264,3 +237,9 @@ class _Tables:
             ]
             self.enums.append((enum.is_closed, enum.full_name == _NULL, names, texts))
         return index
+
+
+if __name__ == "__main__":  # `python -m vorta_gateway.json.native` builds the module and prints its path
+    if load() is None:
+        raise SystemExit(1)
+    print(_path())  # noqa: T201

@@ -68,6 +68,8 @@ class WorkerChannel(asyncio.Protocol):
 
     Attributes:
         hello: Completed by the worker's greeting; fails with `Unavailable` when the connection ends before.
+        on_lost: Called when the connection has ended, before the first request gets its end, so that nobody who got
+            one is told that the worker still serves.
         closed: Completed when the connection has ended and every request got its end.
     """
 
@@ -79,6 +81,7 @@ class WorkerChannel(asyncio.Protocol):
     ) -> None:
         loop = loop or asyncio.get_running_loop()
         self.hello: asyncio.Future[Hello] = loop.create_future()
+        self.on_lost: Callable[[], None] | None = None
         self.closed: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._on_stats = on_stats
@@ -200,6 +203,8 @@ class WorkerChannel(asyncio.Protocol):
         calls, self._calls = self._calls, {}
         if not self.closed.done():
             self.closed.set_result(None)
+        if self.on_lost is not None:
+            self.on_lost()
         for request_id, sink in sinks.items():
             sink(Finished(request_id=request_id, finish_reason=FinishReason.ERROR, sequences=[], failure=failure))
         for future in calls.values():

@@ -318,6 +318,7 @@ class _Keeper:
         except VortaError as error:
             return error
         self._process = process
+        process.channel.on_lost = self._on_lost
         self._served_s = self._last_report_s = self._last_step_s = time.monotonic()
         self._registry.update(
             entry,
@@ -368,6 +369,10 @@ class _Keeper:
             self._last_step_s = now_s
         self._metrics.observe_stats(self._entry.model, stats, last)
         self._last_stats = self._entry.stats = stats
+
+    def _on_lost(self) -> None:
+        if not self._stopping.is_set():
+            self._down(ModelState.LOADING, "the worker ended")
 
     def _down(self, state: ModelState, error: str) -> None:
         self._metrics.observe_worker_gone(self._entry.model)

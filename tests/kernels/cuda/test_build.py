@@ -77,7 +77,7 @@ def test_says_when_there_is_no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_says_what_the_compiler_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda.cpu, "compiler", lambda: sys.executable)
+    monkeypatch.setattr(cuda.build, "compiler", lambda: sys.executable)
     with pytest.raises(cuda.BuildError, match="failed: "):
         cuda.emulation.__wrapped__()
     assert list((tmp_path / "vorta" / "kernels").iterdir()) == []

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from vorta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from vorta_server.engine.request import Finished, SamplingParams
 from vorta_server.observability.metrics import Metrics
 from vorta_server.registry.model import ModelEntry, ModelState
 from vorta_server.registry.registry import ModelRegistry
 from vorta_server.workers.config import WorkerConfig
+from vorta_server.workers.protocol import Prompt, Submit
 from vorta_server.workers.supervisor import RestartConfig, Supervisor
 
 COMMAND = (sys.executable, "-m", "tests.server.workers.scripted_host")
@@ -114,6 +116,23 @@ async def test_a_killed_worker_is_replaced(tmp_path):
     assert entry.worker_pid != first
     assert entry.restart_count == 1
     assert 'vorta_worker_restarts_total{model="m"} 1.0' in nursery.metrics.render().decode()
+    await nursery.supervisor.stop(5.0)
+    nursery.assert_nothing_left()
+
+
+async def test_whoever_is_told_of_a_death_finds_the_model_not_serving(tmp_path):
+    nursery = Nursery(tmp_path)
+    entry = nursery.start("hang")
+    await nursery.until(lambda: entry.is_serving)
+    seen = []
+    message = Submit(request_id="r", prompt=Prompt(text="x"), sampling=SamplingParams())
+    entry.channel.submit(message, lambda event: seen.append((type(event), entry.state, entry.channel)))
+    call = asyncio.ensure_future(entry.channel.tokenize(Prompt(text="hang")))
+    call.add_done_callback(lambda _: seen.append((Prompt, entry.state, entry.channel)))
+    os.kill(entry.worker_pid, signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await call
+    assert seen[-2:] == [(Finished, ModelState.LOADING, None), (Prompt, ModelState.LOADING, None)]
     await nursery.supervisor.stop(5.0)
     nursery.assert_nothing_left()
 
