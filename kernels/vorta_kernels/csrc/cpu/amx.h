@@ -26,19 +26,20 @@ inline bool has_tiles() {
   return has;
 }
 
-// The calling thread's eight tiles, each `rows` of `bytes`; given back at the end. Others in the process shape theirs as
-// they like, so that every piece of work begins with one.
+// The calling thread's eight tiles; given back at the end. Others in the process shape theirs as they like, so that every
+// piece of work begins with one. Tiles 0 to 3 are sums, 4 and 5 rows of `bytes`, 6 and 7 what these are multiplied with,
+// four bytes of 16 columns in a line.
 class Tiles {
  public:
-  explicit Tiles(int rows = 16, int bytes = 64) {
+  explicit Tiles(int bytes = 64) {
     struct alignas(64) Shape {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes[16] = {};
       uint8_t rows[16] = {};
     } shape;
     for (int tile = 0; tile < 8; ++tile) {
-      shape.bytes[tile] = static_cast<uint16_t>(bytes);
-      shape.rows[tile] = static_cast<uint8_t>(rows);
+      shape.bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? bytes : 64);
+      shape.rows[tile] = static_cast<uint8_t>(tile >= 6 ? bytes / 4 : 16);
     }
     _tile_loadconfig(&shape);
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tile_gemm.h"
 #include "vec.h"
 
 #if defined(__AVX2__)
@@ -297,7 +298,9 @@ void multiply_tiles(const int32_t* packed, const float* factors, int64_t rows, c
   }
 }
 
-int32_t sum_of(const int8_t* x, int64_t count) {
+}  // namespace
+
+int32_t sum_of_codes(const int8_t* x, int64_t count) {
   int32_t total = 0;
   int64_t i = 0;
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
@@ -310,13 +313,19 @@ int32_t sum_of(const int8_t* x, int64_t count) {
   return total;
 }
 
-}  // namespace
-
 int64_t packed_row(const BlockWeights& weights) {
   return weights.num_inputs / weights.block + weights.num_inputs / 4;
 }
 
+int64_t packed_size(int64_t rows, const BlockWeights& weights) {
+  if (on_tiles(rows, weights)) rows = (rows + kTileRows - 1) / kTileRows * kTileRows;
+  return rows * packed_row(weights);
+}
+
 void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32_t* packed) {
+#if VORTA_AMX
+  if (on_tiles(rows, weights)) return pack_tile_rows(x, rows, weights, packed);
+#endif
   const int64_t num_blocks = weights.num_inputs / weights.block, fours = weights.num_inputs / 4;
   const int32_t zero = 1 << (weights.bits - 1);
   for (int64_t row = 0; row < rows;) {
@@ -324,7 +333,7 @@ void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32
     for (int64_t r = 0; r < take; ++r) {
       const int8_t* line = x + (row + r) * weights.num_inputs;
       for (int64_t block = 0; block < num_blocks; ++block)
-        packed[block * take + r] = -zero * sum_of(line + block * weights.block, weights.block);
+        packed[block * take + r] = -zero * sum_of_codes(line + block * weights.block, weights.block);
     }
     pack_fours(x + row * weights.num_inputs, take, fours, packed + take * num_blocks);
     packed += take * packed_row(weights);
@@ -335,6 +344,10 @@ void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32
 void multiply(const int32_t* packed, const float* factors, bool factor_of_block, int64_t rows,
               const BlockWeights& weights, int64_t first, int64_t last, float* out, int64_t stride) {
   if (rows == 0) return;
+#if VORTA_AMX
+  if (on_tiles(rows, weights))
+    return multiply_on_tiles(packed, factors, factor_of_block, rows, weights, first, last, out, stride);
+#endif
   const auto tiles = weights.bits == 4 ? (factor_of_block ? multiply_tiles<4, true> : multiply_tiles<4, false>)
                                        : (factor_of_block ? multiply_tiles<8, true> : multiply_tiles<8, false>);
   tiles(packed, factors, rows, weights, first, last, out, stride);

@@ -26,13 +26,17 @@ struct BlockWeights {
 
 // Rows as `multiply` reads them: groups of rows that are computed together, each the zero's share of every block,
 // [blocks, rows of the group], then its codes, four at a time, [num_inputs / 4, rows of the group]. A row takes
-// `packed_row` numbers.
+// `packed_row` numbers, and `packed_size` says what all take, which is more on tiles (tile_gemm.h).
 int64_t packed_row(const BlockWeights& weights);
+int64_t packed_size(int64_t rows, const BlockWeights& weights);
 void pack_rows(const int8_t* x, int64_t rows, const BlockWeights& weights, int32_t* packed);
 
 // The outputs of tiles `first` to `last` - 1, written from `out` on, rows `stride` apart. `factors` are [rows, 1], or
 // [rows, blocks] when `factor_of_block`.
 void multiply(const int32_t* packed, const float* factors, bool factor_of_block, int64_t rows,
               const BlockWeights& weights, int64_t first, int64_t last, float* out, int64_t stride);
+
+// The sum of so many codes.
+int32_t sum_of_codes(const int8_t* x, int64_t count);
 
 }  // namespace vorta

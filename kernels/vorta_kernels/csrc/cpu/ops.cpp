@@ -172,7 +172,7 @@ struct MatMulBlocksGate {
       out.factors[row] = quantise_row(values, size_, out.padded, out.codes + row * out.padded);
     };
     if (rows >= kManyRows) {
-      const RowPieces pieces(rows);
+      const RowPieces pieces(rows, product.piece_rows());
       const int64_t step = std::max<int64_t>(2, kCachedBytes / std::max<int64_t>(1, product.tile_bytes()) / 2 * 2);
       context.share(pieces.count, work, [&](int64_t piece) {
         const int64_t first = pieces.first(piece), count = pieces.first(piece + 1) - first;

@@ -11,11 +11,13 @@
 #include "float_gemm.h"
 #include "gemm.h"
 #include "op.h"
+#include "tile_gemm.h"
 
 namespace vorta {
 
 constexpr int64_t kManyRows = 96;
 constexpr int64_t kPieceRows = 24;          // two groups of what the kernels take at once
+constexpr int64_t kTilePieceRows = 64;      // where the processor multiplies tiles, weights are what a piece waits for
 constexpr int64_t kPieceWork = 2 << 20;     // multiplications of a piece by outputs: some 10 us
 constexpr int64_t kCachedBytes = 24 << 10;  // weights that stay in the first cache while rows meet them
 
@@ -47,10 +49,15 @@ struct BlockProduct {
   int64_t num_tiles() const { return (num_outputs + kTile - 1) / kTile; }
   int64_t tile_bytes() const { return kTile * weights.num_inputs * weights.bits / 8; }
   int64_t work_of_tile() const { return kTile * weights.num_inputs; }
+  int64_t piece_rows() const { return on_tiles(rows, weights) ? kTilePieceRows : kPieceRows; }
+  int64_t tiles_at_once() const {
+    const int64_t cached = kCachedBytes / std::max<int64_t>(1, tile_bytes());
+    return on_tiles(rows, weights) ? std::max<int64_t>(2, cached / 2 * 2) : std::max<int64_t>(1, cached);
+  }
 
   // These rows as they are multiplied.
   const int32_t* prepare(int64_t first, int64_t count) const {
-    int32_t* packed = scratch_of<0, int32_t>(count * packed_row(weights));
+    int32_t* packed = scratch_of<0, int32_t>(packed_size(count, weights));
     pack_rows(row(first), count, weights, packed);
     return packed;
   }
@@ -88,6 +95,8 @@ struct TileProduct {
   int64_t num_tiles() const { return (num_outputs + kTile - 1) / kTile; }
   int64_t tile_bytes() const { return kTile * weights.num_inputs * 4; }
   int64_t work_of_tile() const { return kTile * weights.num_inputs * 4; }
+  int64_t piece_rows() const { return kPieceRows; }
+  int64_t tiles_at_once() const { return std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, tile_bytes())); }
   const int32_t* prepare(int64_t, int64_t) const { return nullptr; }
 
   void multiply_rows(int64_t first, int64_t count, const int32_t*, int64_t tile, int64_t end, float* out) const {
@@ -99,9 +108,9 @@ struct TileProduct {
   TileWeights weights{};
 };
 
-// Many rows in pieces: as many of about kPieceRows as all threads are done with at once.
+// Many rows in pieces: as many of at most `most` rows as all threads are done with at once.
 struct RowPieces {
-  explicit RowPieces(int64_t num_rows) : rows(num_rows), count((num_rows + kPieceRows - 1) / kPieceRows) {
+  RowPieces(int64_t num_rows, int64_t most) : rows(num_rows), count((num_rows + most - 1) / most) {
     static const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
     if (count > threads) count = (count + threads - 1) / threads * threads;
   }
@@ -123,11 +132,11 @@ void compute_product(const Context& context, const Product& product, float* out,
   const int64_t rows = product.rows, outputs = product.num_outputs, tiles = product.num_tiles();
   const int64_t work = rows * tiles * product.work_of_tile() / 64;
   if (rows >= kManyRows) {
-    const int64_t step = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, product.tile_bytes()));
-    const RowPieces pieces(rows);
+    const int64_t step = product.tiles_at_once();
+    const RowPieces pieces(rows, product.piece_rows());
     context.share(pieces.count, work, [&](int64_t piece) {
       const int64_t first = pieces.first(piece), count = pieces.first(piece + 1) - first;
-      float* values = out != nullptr ? out + first * outputs : scratch_of<1, float>(kPieceRows * outputs);
+      float* values = out != nullptr ? out + first * outputs : scratch_of<1, float>(count * outputs);
       const int32_t* packed = product.prepare(first, count);
       for (int64_t tile = 0; tile < tiles; tile += step)
         product.multiply_rows(first, count, packed, tile, std::min(tile + step, tiles), values);
