@@ -52,11 +52,11 @@ run: $(SETUP) ## Set up and serve the default models (gRPC on 50051, HTTP on 800
 
 .PHONY: test
 test: $(KERNELS) ## Set up and run the tests with coverage; no network, no GPU, the same random cases each time
-	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not reference and not tensorrt" --hypothesis-profile=ci --cov --cov-report=term --cov-fail-under=85
+	@$(BIN)/python -m pytest -n auto -m "not slow and not reference and not tensorrt" --hypothesis-profile=ci --cov --cov-report=term --cov-fail-under=85
 
 .PHONY: test-all
 test-all: $(SETUP) $(REFERENCE) ## All tests, the slow ones and those against torch and transformers too, with fresh random cases
-	@$(BIN)/python -m pytest -n auto --dist loadgroup
+	@$(BIN)/python -m pytest -n auto
 	@$(MAKE) test-web
 
 .PHONY: test-web

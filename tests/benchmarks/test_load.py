@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.clients.fake_server import FakeServer
-from tests.integration.served import Served, free_port, serving
+from tests.integration.served import Served, refusing_port, serving
 from vorta.v1 import common_pb2
 from vorta_bench.load import (
     DROPPED,
@@ -215,7 +215,8 @@ async def test_the_duration_ends_a_run(fake: FakeServer) -> None:
 
 
 async def test_a_server_that_is_not_there() -> None:
-    run = await Load(LoadOptions(server=f"127.0.0.1:{free_port()}", requests=3, concurrency=1, timeout_s=5)).run()
+    with refusing_port() as port:
+        run = await Load(LoadOptions(server=f"127.0.0.1:{port}", requests=3, concurrency=1, timeout_s=60)).run()
     assert build_report(run)["statusCodeDistribution"] == {"UNAVAILABLE": 3}
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,12 +23,37 @@ from vorta.v1 import admin_pb2, admin_pb2_grpc, embedding_pb2_grpc, inference_pb
 from vorta.wire import error_from_rpc
 
 START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 60.0
+_LISTENING = re.compile(r"listening: grpc \S+:(\d+), http \S+:(\d+)")
+_T = TypeVar("_T")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port at which nobody listens, and nobody else will meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+def wait_for(
+    process: subprocess.Popen[bytes], log: Path, what: Callable[[], _T | None], timeout_s: float = START_TIMEOUT_S
+) -> _T:
+    """What `what` answers once it is true; fails with the log when the process ends before, or it takes too long."""
+    until = time.monotonic() + timeout_s
+    while True:
+        if found := what():
+            return found
+        ended = process.poll()
+        assert ended is None, f"it ended with {ended}:\n{log.read_text()}"
+        assert time.monotonic() < until, f"not so after {timeout_s} s:\n{log.read_text()}"
+        time.sleep(0.05)
+
+
+def ports_of(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
+    """The ports of gRPC and HTTP that a starting server chose, by its log."""
+    found = wait_for(process, log, lambda: _LISTENING.search(log.read_text()))
+    return int(found[1]), int(found[2])
 
 
 @dataclass(slots=True)
@@ -65,31 +92,23 @@ class Served:
         status = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=10).status
         return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
+    def _is_ready_or_will_be(self) -> bool:
+        try:
+            return self.is_ready()
+        except grpc.RpcError:
+            return False
+
     def workers(self) -> dict[int, str]:
         """The command lines of the server's workers by process id."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
 
-    def wait_until_serving(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()}")
-            try:
-                if self.is_ready():
-                    return
-            except grpc.RpcError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"not serving after {timeout_s} s:\n{self.log.read_text()}")
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+    def wait_until_serving(self) -> None:
+        wait_for(self.process, self.log, self._is_ready_or_will_be)
 
 
-def serve_command(*arguments: str, grpc_port: int, http_port: int, data_dir: Path) -> list[str]:
+def serve_command(*arguments: str, data_dir: Path, grpc_port: int = 0, http_port: int = 0) -> list[str]:
+    """The command of a server; on free ports, for a port that was free a moment ago may be taken now."""
     command = [sys.executable, "-m", "vorta", "serve", "--grpc-port", str(grpc_port)]
     return [*command, "--http-port", str(http_port), "--data-dir", str(data_dir), *arguments]
 
@@ -97,27 +116,30 @@ def serve_command(*arguments: str, grpc_port: int, http_port: int, data_dir: Pat
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[Served]:
     """A server that serves; it is stopped in the end, and must not leave a process behind."""
-    grpc_port, http_port = free_port(), free_port()
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            serve_command(*arguments, grpc_port=grpc_port, http_port=http_port, data_dir=folder / "data"),
+            serve_command(*arguments, data_dir=folder / "data"),
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
-        served = Served(process, grpc_port, http_port, log, channel)
-        try:
+    try:
+        grpc_port, http_port = ports_of(process, log)
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            served = Served(process, grpc_port, http_port, log, channel)
             served.wait_until_serving()
             yield served
-        finally:
-            status = served.stop()
-            left = processes_of_group(process.pid)
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+        left = processes_of_group(process.pid)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
     assert not left, f"processes left behind: {left}"
-    assert status == 0, log.read_text()
+    assert process.returncode == 0, log.read_text()
 
 
 def processes_of_group(group: int) -> list[int]:

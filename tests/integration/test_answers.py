@@ -19,7 +19,6 @@ from vorta_bench.tasks.scoring import score
 
 Request = inference_pb2.StreamAnswerRequest
 NUM_CASES = 50
-pytestmark = pytest.mark.xdist_group("answers")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.integration.served import Served, error_of, free_port, serve_command, serving
+from tests.integration.served import Served, error_of, serve_command, serving
 from vorta.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -25,8 +25,6 @@ from vorta.errors import (
 )
 from vorta.v1 import common_pb2, inference_pb2
 from vorta.wire import error_from_rpc
-
-pytestmark = pytest.mark.xdist_group("served")
 
 SLOW = ["--set", "worker.fake_step_s=0.02", "--set", "worker.fake_prefill_token_s=0.002"]
 
@@ -103,11 +101,9 @@ def test_unknown_model(served: Served) -> None:
 
 
 def test_prompt_of_10_mb(served: Served) -> None:
-    started = time.monotonic()
     error = error_of(served.inference.Generate, request(prompt="x" * 10_000_000))
     assert isinstance(error, InvalidArgument)
     assert error.reason == "CONTEXT_LENGTH_EXCEEDED"
-    assert time.monotonic() - started < 30
     error = error_of(served.inference.Generate, request(prompt="x" * 17_000_000))
     assert isinstance(error, ResourceExhausted)
 
@@ -123,7 +119,7 @@ def test_deadline_too_short(served: Served) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         served.inference.Generate(request(max_tokens=400), timeout=0.3)
     assert isinstance(error_from_rpc(caught.value), DeadlineExceeded)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while served.model().load.running_requests:
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -137,7 +133,7 @@ def test_cancel_of_an_unknown_id(served: Served) -> None:
 
 def test_id_in_use(served: Served) -> None:
     stream = served.inference.StreamGenerate(
-        inference_pb2.StreamGenerateRequest(prompt="hello", max_tokens=200, request_id="twice")
+        inference_pb2.StreamGenerateRequest(prompt="hello", max_tokens=480, request_id="twice")
     )
     next(stream)
     error = error_of(served.inference.Generate, request(request_id="twice"))
@@ -157,7 +153,7 @@ def test_resume_of_somebody_elses_or_an_expired_request(served: Served) -> None:
     resume = inference_pb2.ResumeGenerateRequest(request_id="secret", next_index=0)
     theirs = error_of(served.inference.ResumeGenerate, resume, metadata=(("authorization", "Bearer vk_theirs"),))
     assert isinstance(theirs, NotFound)
-    until = time.monotonic() + 15
+    until = time.monotonic() + 30
     while True:
         time.sleep(1.0)  # longer than the window
         error = error_of(served.inference.ResumeGenerate, resume, metadata=mine)
@@ -212,8 +208,8 @@ def _answers(served: Served) -> bool:
 def test_port_taken(served: Served, tmp_path: Path) -> None:
     arguments = ["--runner", "fake", "--model", f"fake={tmp_path}"]
     for name, ports in (
-        ("grpc.port", {"grpc_port": served.grpc_port, "http_port": free_port()}),
-        ("http.port", {"grpc_port": free_port(), "http_port": served.http_port}),
+        ("grpc.port", {"grpc_port": served.grpc_port}),
+        ("http.port", {"http_port": served.http_port}),
     ):
         command = serve_command(*arguments, data_dir=tmp_path / "data", **ports)
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -232,7 +228,7 @@ def test_port_taken(served: Served, tmp_path: Path) -> None:
     ],
 )
 def test_broken_settings_name_the_field(tmp_path: Path, arguments: list[str], field: str) -> None:
-    command = serve_command(grpc_port=free_port(), http_port=free_port(), data_dir=tmp_path)
+    command = serve_command(data_dir=tmp_path)
     ended = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode in (1, 2)
     assert field in ended.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import vorta_server
@@ -58,9 +57,7 @@ def test_a_torn_checkpoint_fails_with_its_name_and_the_others_serve(tmp_path: Pa
         assert error.reason == "CHECKPOINT_INVALID" or "mlp" in error.message
         states = {m.model: m.state for m in server.admin.ListModels(admin_pb2.ListModelsRequest(), timeout=10).models}
         assert states["vorta-mini"] == admin_pb2.MODEL_STATE_SERVING
-        started = time.monotonic()
         assert server.inference.Generate(inference_pb2.GenerateRequest(prompt="Hi", max_tokens=3), timeout=30).text
-        assert time.monotonic() - started < 30
 
 
 def test_a_generation_model_is_built_from_a_checkpoint(tmp_path: Path) -> None:

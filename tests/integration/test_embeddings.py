@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.integration.served import Served, error_of, serving
+from tests.integration.served import Served, error_of, serving, wait_for
 from vorta.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from vorta.v1 import embedding_pb2, inference_pb2
 from vorta.wire import error_from_rpc
@@ -22,7 +22,6 @@ from vorta.wire import error_from_rpc
 EmbedRequest = embedding_pb2.EmbedRequest
 MODELS = ("--runner", "fake", "--model", "m=fake", "--model", "e=fake-embedding", "--model", "r=fake-rerank")
 TEXTS = ["one", "a longer text of some words", "ä 日本", "x" * 400, " spaces "]
-pytestmark = pytest.mark.xdist_group("embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +221,9 @@ def test_many_callers_at_once_get_what_each_would_get_alone(server: Served) -> N
 def test_a_worker_that_dies_ends_its_calls_and_comes_back(tmp_path: Path) -> None:
     slow = ("--set", "worker.fake_prefill_token_s=0.01", "--set", "worker.restart_delay_s=0.2")
     models = ("--runner", "fake", "--model", "e=fake-embedding", "--set", "vector.backend=none")
-    with serving(tmp_path, *models, *slow) as server:
-        call = server.embedding.Embed.future(EmbedRequest(inputs=["x" * 500] * 20), timeout=60)
-        time.sleep(0.3)
+    with serving(tmp_path, *models, *slow, "--set", "embedding.max_batch_tokens=64") as server:
+        call = server.embedding.Embed.future(EmbedRequest(inputs=["x" * 50] * 200), timeout=60)
+        wait_for(server.process, server.log, lambda: server.model("e").load.running_requests)
         os.kill(server.model("e").load.worker_pid, signal.SIGKILL)
         with pytest.raises(grpc.RpcError) as caught:
             call.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import openai
 import pytest
 import websocket
 
-from tests.integration.served import Served, free_port, serving
+from tests.integration.served import STOP_TIMEOUT_S, Served, refusing_port, serving, wait_for
 from vorta.v1 import inference_pb2
 
 
@@ -37,30 +38,23 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def alone(served: Served) -> Iterator[str]:
+def alone(tmp_path_factory: pytest.TempPathFactory, served: Served) -> Iterator[str]:
     """`vorta gateway` before the server."""
-    with standing_alone(f"127.0.0.1:{served.grpc_port}") as url:
+    with standing_alone(tmp_path_factory.mktemp("alone"), f"127.0.0.1:{served.grpc_port}") as url:
         yield url
 
 
 @contextlib.contextmanager
-def standing_alone(upstream: str, *arguments: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "vorta", "gateway", "--upstream", upstream, "--port", str(port), *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+def standing_alone(folder: Path, upstream: str, *arguments: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "vorta", "gateway", "--upstream", upstream, "--port", "0", *arguments]
+    log = folder / "gateway.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stderr=output)
     try:
-        for _ in range(300):
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/healthz").status_code == 200:
-                    break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("the gateway does not serve")
-        yield url
+        yield wait_for(process, log, lambda: re.search(r"serving .* on (http://\S+)", log.read_text()))[1]
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(STOP_TIMEOUT_S) == 0
 
 
 @pytest.fixture(params=["in process", "alone"])
@@ -401,7 +395,7 @@ def _running(served: Served) -> int:
 
 
 def _comes_to_run(served: Served, count: int) -> bool:
-    for _ in range(200):
+    for _ in range(600):
         if _running(served) == count:
             return True
         time.sleep(0.05)
@@ -459,8 +453,9 @@ def test_many_wires_at_once(served: Served) -> None:
 
 
 def test_a_gateway_without_its_upstream_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vorta", "gateway", "--upstream", f"127.0.0.1:{free_port()}", "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    with refusing_port() as port:
+        command = [sys.executable, "-m", "vorta", "gateway", "--upstream", f"127.0.0.1:{port}", "--port", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert "the upstream does not answer" in done.stderr
 

@@ -18,7 +18,7 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Value
 
-from tests.integration.served import Served, error_of, free_port, serve_command, serving
+from tests.integration.served import Served, error_of, ports_of, serve_command, serving
 from vorta.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from vorta.v1 import vector_pb2 as pb
 from vorta.v1 import vector_pb2_grpc
@@ -26,7 +26,6 @@ from vorta.wire import error_from_rpc
 
 MODELS = ("--runner", "fake", "--model", "m=fake", "--model", "e=fake-embedding")
 ANIMALS = ["cat", "dog", "horse", "sparrow", "whale", "ant"]
-pytestmark = pytest.mark.xdist_group("vectors")
 
 
 @pytest.fixture(scope="module")
@@ -432,15 +431,17 @@ def test_what_was_answered_outlives_the_death_of_worker_and_server(tmp_path: Pat
                 index += 1
 
         (worker,) = [pid for pid, command in server.workers().items() if '"vector":{' in command]
-        timer = threading.Timer(0.5, os.kill, (worker, signal.SIGKILL))
-        timer.start()
-        answers = server.vectors.StreamUpsert(batches(), timeout=60)
+
+        def take(answer: pb.StreamUpsertResponse) -> int:
+            if answer.index == 20:
+                os.kill(worker, signal.SIGKILL)
+            return int(answer.index)
+
         with pytest.raises(grpc.RpcError) as caught:
-            answered.extend(answer.index for answer in answers)
+            answered.extend(map(take, server.vectors.StreamUpsert(batches(), timeout=60)))
         error = error_from_rpc(caught.value)
         assert isinstance(error, Unavailable)
         assert error.is_retryable
-        assert answered
         end = time.monotonic() + 30
         while True:
             try:
@@ -449,6 +450,7 @@ def test_what_was_answered_outlives_the_death_of_worker_and_server(tmp_path: Pat
             except grpc.RpcError:
                 assert time.monotonic() < end
                 time.sleep(0.1)
+        assert len(answered) > 20
         assert count >= 24 + 50 * len(answered)
         assert (count - 24) % 50 == 0
     with serving(tmp_path, *options) as server:
@@ -457,13 +459,13 @@ def test_what_was_answered_outlives_the_death_of_worker_and_server(tmp_path: Pat
 
 def test_two_servers_do_not_share_a_data_folder(tmp_path: Path, server: Served) -> None:
     data = next(iter(argument for argument in server.process.args if str(argument).endswith("/data")))  # type: ignore[union-attr]
-    port = free_port()
+    name = filled(server, "shared")
     log = tmp_path / "log"
-    command = serve_command(*MODELS, grpc_port=port, http_port=0, data_dir=Path(data))
+    command = serve_command(*MODELS, data_dir=Path(data))
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{ports_of(process, log)[0]}") as channel:
             stub = vector_pb2_grpc.VectorServiceStub(channel)
             end = time.monotonic() + 30
             while True:
@@ -479,7 +481,7 @@ def test_two_servers_do_not_share_a_data_folder(tmp_path: Path, server: Served) 
     finally:
         process.terminate()
         process.wait(30)
-    assert server.vectors.ListCollections(pb.ListCollectionsRequest(), timeout=20).collections
+    assert server.vectors.CountPoints(pb.CountPointsRequest(collection=name), timeout=20).count == 24
 
 
 def test_a_server_without_a_store_says_so(tmp_path: Path) -> None:

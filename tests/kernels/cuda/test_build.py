@@ -12,7 +12,6 @@ import pytest
 from vorta_kernels import cuda
 
 ARCHS = {"sm_80", "sm_89", "sm_90a"}
-pytestmark = pytest.mark.xdist_group("nvcc")  # One process builds, and the others need not.
 needs_nvcc = pytest.mark.skipif(cuda.find_tool("nvcc") is None, reason="nvcc is not installed: no CUDA kernel is built")
 
 
