@@ -6,12 +6,12 @@ import signal
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 # A loaded machine is no reason to fail: tests judge outcomes, not times. `make test` chooses another profile behind
 # this one, by --hypothesis-profile, so no other conftest may load one.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 # A shell's background jobs ignore interrupts, and what they start does too: tests that interrupt a process would wait.

@@ -248,7 +248,9 @@ def test_health(client: vorta.Client) -> None:
 
 
 @given(failures=st.lists(st.sampled_from(["retry", "fatal"]), max_size=4))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_the_first_error_that_is_not_worth_repeating_is_raised(
     client: vorta.Client, server: FakeServer, failures: list[str]
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -29,6 +28,7 @@ class Raw:
 
     def __init__(self) -> None:
         self.agents: list[str] = []
+        self.fast_peers: set[str] = set()
         self.metadata: dict[str, Any] = {}
         self.num_open = 0
         self.num_sent = 0
@@ -59,6 +59,8 @@ class Raw:
     def _learn(self, context: Any) -> None:
         self.metadata = dict(context.invocation_metadata())
         self.agents.append(self.metadata["user-agent"])
+        if self.agents[-1] == "vorta-gateway":
+            self.fast_peers.add(context.peer())
         self.remaining_s = context.time_remaining()
 
     async def _unary(self, request: bytes, context: Any) -> bytes:
@@ -261,9 +263,8 @@ async def test_calls_outlive_connections_that_age() -> None:
         async with fast_to(raw) as upstream, asyncio.timeout(60):
 
             async def ask() -> int:
-                until_s = time.monotonic() + 1.5
                 count = 0
-                while time.monotonic() < until_s:
+                while len(raw.fast_peers) < 10:
                     try:
                         assert await upstream.unary(call_of(ECHO + "Put"), b"x") == b"x"
                         count += 1
@@ -272,7 +273,6 @@ async def test_calls_outlive_connections_that_age() -> None:
                 return count
 
             assert sum(await asyncio.gather(*(ask() for _ in range(8)))) <= len(raw.agents)
-            assert raw.num_fast() > 0
     finally:
         await raw.stop()
 
@@ -355,8 +355,8 @@ async def test_an_idle_connection_is_replaced(raw: Raw) -> None:
 
 
 async def test_a_long_call_is_not_pinged_to_death(raw: Raw) -> None:
-    raw.get = slow(3)  # gRPC's servers hang up at the third ping that they sent nothing before
-    async with fast_to(raw, ChannelConfig(keepalive_s=0.1, keepalive_timeout_s=0.5)) as upstream:
+    raw.get = slow(4.5)  # gRPC's servers hang up at the third ping that they sent nothing before
+    async with fast_to(raw, ChannelConfig(keepalive_s=0.1, keepalive_timeout_s=1.5)) as upstream:
         assert await upstream.unary(get(), b"x") == b"x"
         assert raw.num_fast() == 1
 

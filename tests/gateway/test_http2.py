@@ -384,7 +384,7 @@ async def test_a_cut_connection_is_unavailable(peer: Peer) -> None:
 
 
 async def test_a_silent_peer_is_pinged_and_left() -> None:
-    peer = await Peer().start(keepalive_s=0.1, keepalive_timeout_s=0.2)
+    peer = await Peer().start(keepalive_s=0.1, keepalive_timeout_s=1.0)
     exchange = peer.call()
     assert (await peer.expect(PING))[1] == 0
     peer.say(frame(PING, 1, 0, bytes(8)))

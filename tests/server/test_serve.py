@@ -162,7 +162,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(tmp_path):
     with Server(tmp_path, "--set", "worker.fake_step_s=0.01") as server:
         server.ready()
         with server.channel() as channel:
-            call = stream(channel, max_tokens=200)
+            call = stream(channel, max_tokens=600)
             assert next(call).HasField("started")
             health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(health).status == health_pb2.HealthCheckResponse.SERVING
@@ -174,7 +174,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(tmp_path):
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             last = list(call)[-1].finished
             assert last.finish_reason == common_pb2.FINISH_REASON_LENGTH
-            assert last.usage.completion_tokens == 200
+            assert last.usage.completion_tokens == 600
         assert server.wait() == 0
 
 

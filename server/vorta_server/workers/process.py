@@ -170,6 +170,10 @@ class WorkerProcess:
             self.card = hello.card
 
     async def _raise_early_end(self) -> None:
+        # One that closed its socket is ending: killed in the middle of that it could not tell how it ended.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_WAIT_S):
+                await self._process.wait()
         await self.kill()
         raise WorkerStartError(self._early_error())
 

@@ -193,7 +193,7 @@ class Gated(FakeEncoder):
         self.sizes.append(sum(map(len, sequences)))
         self.is_lane.append(beside_others)
         if beside_others:
-            assert self.gate.acquire(timeout=10)
+            assert self.gate.acquire(timeout=60)
         return super().run(sequences, token_types)
 
 
@@ -214,7 +214,7 @@ def test_lanes_share_what_waits_and_take_what_comes_meanwhile() -> None:
         time.sleep(0.001)
     assert sorted(encoder.sizes) == [500, 500]
     encoder.gate.release()
-    assert woken.wait(10)
+    assert woken.wait(60)
     while not engine.has_work:  # the thread that woke is about to say that it is done
         time.sleep(0.001)
     engine.step()

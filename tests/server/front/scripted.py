@@ -100,7 +100,7 @@ async def hang(worker: ScriptedWorker, message: Submit) -> None:
 
 
 class ScriptedWorker:
-    """Listens like a worker. `submitted` and `cancelled` tell what the front sent."""
+    """Listens like a worker. Its lists tell what the front sent."""
 
     def __init__(self, path: Path, script: Script = speak, card: ModelCard | None = None) -> None:
         self.path = path
@@ -109,6 +109,7 @@ class ScriptedWorker:
         self.submitted: list[Submit] = []
         self.cancelled: list[str] = []
         self.drained: list[float] = []
+        self.tokenized: list[Tokenize] = []
         self.cancel_seen = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
         self._server: asyncio.AbstractServer | None = None
@@ -199,6 +200,7 @@ class ScriptedWorker:
             case Drain():
                 self.drained.append(message.grace_s)
             case Tokenize():
+                self.tokenized.append(message)
                 text = message.prompt.text or ""
                 if text == "refuse":
                     failure = Failure(3, "INVALID_FIELD", "no such text", {"field": "text"})

@@ -47,7 +47,7 @@ async def collect(call):
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
 
@@ -327,7 +327,7 @@ async def test_a_client_that_goes_away_cancels_its_request(stack, is_stream):
         call = stack.inference.Generate(request())
     await until(lambda: stack.worker.submitted)
     call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await stack.worker.cancel_seen.wait()
     assert stack.worker.cancelled == [stack.worker.submitted[0].request_id]
     await until(lambda: stack.generations.num_running == 0 and stack.admission.num_in_flight == 0)
@@ -363,8 +363,12 @@ async def test_a_stream_that_passes_its_deadline_gets_its_last_event(stack):
 
 async def test_a_worker_that_ignores_the_deadline_is_not_waited_for(stack):
     stack.worker.script = scripted.hang
-    error = await error_of(stack.inference.Generate(request(), timeout=0.2))
-    assert type(error) is errors.DeadlineExceeded
+    # Without gRPC between: on a busy machine the deadline could pass before the call has come.
+    method = stack.methods["/vorta.v1.InferenceService/Generate"]
+    now_s = time.monotonic()
+    call = CallContext(method=method.path, request_id="r", start_s=now_s, deadline_s=now_s + 0.5)
+    with pytest.raises(errors.DeadlineExceeded):
+        await stack.chain.unary(method, request(), call)
     await until(lambda: stack.worker.cancelled and stack.admission.num_in_flight == 0)
 
 
@@ -539,7 +543,7 @@ async def test_an_expired_window_cancels_what_runs(stack):
     call = stack.inference.StreamGenerate(stream_request(request_id="r", resume_window_s=0.01))
     await call.read()
     call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await stack.worker.cancel_seen.wait()
     await until(lambda: stack.generations.num_known == 0)
     assert stack.budget.used_bytes == 0
@@ -587,8 +591,7 @@ async def test_tokenize_and_detokenize(stack):
 
 async def test_a_dead_worker_ends_a_tokenize_call(stack):
     call = asyncio.ensure_future(error_of(stack.inference.Tokenize(inference_pb2.TokenizeRequest(text="hang"))))
-    await until(lambda: stack.admission.num_in_flight == 1)
-    await asyncio.sleep(0.05)
+    await until(lambda: stack.worker.tokenized)
     await stack.worker.stop()
     error = await call
     assert (error.reason, error.is_retryable) == ("WORKER_DIED", True)

@@ -49,11 +49,11 @@ class Driver:
     def __init__(self, backend: VectorBackend) -> None:
         self.backend = backend
 
-    def ask(self, operation: Operation, *, timeout_s: float = 20.0) -> Any:
+    def ask(self, operation: Operation, *, timeout_s: float = 60.0) -> Any:
         """The answer; raises the error."""
         return self.ask_all([operation], timeout_s=timeout_s)[0]
 
-    def ask_all(self, operations: list[Operation], *, timeout_s: float = 20.0) -> list[Any]:
+    def ask_all(self, operations: list[Operation], *, timeout_s: float = 60.0) -> list[Any]:
         """Answers of operations submitted together; raises the first error."""
         answers: dict[int, Any] = {}
         done = threading.Event()

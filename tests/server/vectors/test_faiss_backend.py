@@ -279,7 +279,7 @@ def test_wake_is_called_when_a_thread_hands_something_back(tmp_path: Path) -> No
     woken.clear()
     answers: list[Any] = []
     backend.submit(op.Ticket(op.UpsertPoints(collection="c", ids=["a"], vectors=vectors(1).tobytes()), answers.append))
-    assert woken.wait(10)
+    assert woken.wait(60)
     assert backend.has_work
     backend.step()
     assert isinstance(answers[0], op.Written)

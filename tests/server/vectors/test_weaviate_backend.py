@@ -86,7 +86,7 @@ def submit(backend: WeaviateBackend, operation: Operation, **options: Any) -> tu
 
 
 def wait(until: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + 60
     while not until():
         time.sleep(0.002)
         assert time.monotonic() < end_s
@@ -293,7 +293,7 @@ def test_a_backup_that_fails_or_takes_too_long(
         driver.ask(ops.CreateSnapshot(collection="c"))
     fake.state.polls[f"vorta-1000-{len(IDS)}"] = -100
     _, answers, done = submit(driver.backend, ops.CreateSnapshot(collection="c"), deadline_s=time.monotonic() + 0.1)
-    assert done.wait(5)
+    assert done.wait(60)
     assert isinstance(answers[0], DeadlineExceeded)
 
 
@@ -426,13 +426,11 @@ def test_accepted_writes_that_fail_are_logged(
 def test_deadlines_become_timeouts(fake: FakeWeaviate, start: Start) -> None:
     backend = start()
     filled(Driver(backend), "c")
-    fake.faults.delay_s = 3.0
-    begun_s = time.monotonic()
+    fake.faults.gate = threading.Event()  # that nobody opens meanwhile
     for operation in (SEARCH, Search(collection="c", vectors=QUERIES.tobytes())):
         _, answers, done = submit(backend, operation, deadline_s=time.monotonic() + 0.1)
-        assert done.wait(5)
+        assert done.wait(60)
         assert isinstance(answers[0], DeadlineExceeded)
-    assert time.monotonic() - begun_s < 2.5
 
 
 def test_configured_timeouts_hold_without_deadlines(fake: FakeWeaviate, start: Start) -> None:
@@ -440,7 +438,7 @@ def test_configured_timeouts_hold_without_deadlines(fake: FakeWeaviate, start: S
     filled(Driver(backend), "c")
     fake.faults.delay_s = 1.0
     _, answers, done = submit(backend, SEARCH)
-    assert done.wait(5)
+    assert done.wait(60)
     assert isinstance(answers[0], DeadlineExceeded)
 
 
@@ -463,8 +461,8 @@ def test_what_is_too_much_is_refused_and_what_waits_expires(fake: FakeWeaviate, 
     assert not backend.has_work
     assert backend.num_pending == 2
     fake.faults.gate.set()
-    assert ran.wait(5)
-    assert was_abandoned.wait(5)
+    assert ran.wait(60)
+    assert was_abandoned.wait(60)
     assert running[0].results[0].hits
     assert isinstance(abandoned[0], Cancelled)
     wait(lambda: backend.num_pending == 0)
@@ -495,7 +493,7 @@ def test_closing_finishes_writes_and_refuses_reads(fake: FakeWeaviate, start: St
     closing.start()
     wait(lambda: isinstance((submit(backend, SEARCH)[1] or [None])[0], Unavailable))
     fake.faults.gate.set()
-    closing.join(5)
+    closing.join(60)
     assert not closing.is_alive()
     assert running[1][0].count == waiting[1][0].count == 1
     assert isinstance(read[1][0], Unavailable)
@@ -511,7 +509,7 @@ def test_a_bug_still_answers(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(backend._store, "execute", broken)
     _, answers, done = submit(backend, SEARCH)
-    assert done.wait(5)
+    assert done.wait(60)
     assert isinstance(answers[0], Internal)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,13 @@ def main():
     if mode == "crash":
         sys.stderr.write("first line\nout of luck\n")
         os._exit(7)
+    if mode == "leaves":  # closes its socket, and takes its time to end
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(config["socket_path"])
+            listener.listen()
+            listener.accept()[0].close()
+        time.sleep(0.3)
+        os._exit(9)
     if mode == "never":
         time.sleep(60)
     if mode == "second" and len(marker.read_text().splitlines()) == 1:

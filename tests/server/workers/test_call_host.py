@@ -66,7 +66,7 @@ class Service:
                     threading.Timer(0.02, call.reply, (EmbedReply(call_id=message.call_id, dimension=7),)).start()
                     return
                 case "busy":  # until the calls behind it have come
-                    self.is_awaited.wait(10)
+                    self.is_awaited.wait(60)
                 case "huge":
                     call.reply(EmbedReply(call_id=message.call_id, vectors=b"\0" * (65 << 20)))
                     return
@@ -115,7 +115,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
     hosted = Hosted(tmp_path)
     yield hosted
     hosted.host.stop()
-    await asyncio.to_thread(hosted.thread.join, 10)
+    await asyncio.to_thread(hosted.thread.join, 60)
     assert not hosted.thread.is_alive()
 
 
@@ -203,5 +203,5 @@ async def test_draining_answers_what_waits_and_ends(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as ended:
         await waiting
     assert ended.value.reason == "DRAINING"
-    await asyncio.to_thread(hosted.thread.join, 10)
+    await asyncio.to_thread(hosted.thread.join, 60)
     assert hosted.service.is_closed

@@ -38,7 +38,7 @@ async def events_of(channel, message):
             end.set_result(None)
 
     channel.submit(message, sink)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await end
     return events
 
@@ -132,7 +132,7 @@ async def test_an_unreadable_message_closes_the_connection(worker, data):
     channel.submit(submit(), got.append)
     await worker.wait_submitted()
     worker.send_raw(data)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await channel.closed
     assert [event.failure.reason for event in got if isinstance(event, Finished)] == ["WORKER_DIED"]
 

@@ -72,7 +72,7 @@ class LetterCodec(Letters):
             return prompt.token_ids
         text = prompt.text or ""
         if len(text) > 2048:
-            self.gate.wait(10)
+            self.gate.wait(60)
             return [1 + len(text) % 50] * 20
         if "!" in text:
             raise InvalidArgument("no '!' here", field="prompt")
@@ -96,7 +96,7 @@ class StepCompiler:
     def compile(self, output_format: OutputFormat, tools: Sequence[ToolSpec]) -> Steps:
         if (known := self.find(output_format, tools)) is not None:
             return known
-        self.gate.wait(10)
+        self.gate.wait(60)
         if output_format.text == "bad":
             raise InvalidArgument("no such format", field="response_format.regex")
         steps = [{int(token)} for token in output_format.text.split(",")]
@@ -112,7 +112,7 @@ class Front:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(str(path))
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self.frames = FrameBuffer()
         self.messages: list[WorkerMessage] = []
 
@@ -182,7 +182,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     worker.codec.gate.set()
     worker.formats.gate.set()
     worker.host.stop()
-    worker.thread.join(10)
+    worker.thread.join(60)
     assert not worker.thread.is_alive()
     assert worker.formats.is_closed
 
@@ -195,7 +195,7 @@ def front(worker: Worker) -> Iterator[Front]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -361,7 +361,7 @@ def test_drain_finishes_what_runs_and_refuses_the_rest(worker: Worker, front: Fr
     end = front.events("running")[-1]
     assert isinstance(end, Finished)
     assert end.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
-    worker.thread.join(10)
+    worker.thread.join(60)
     assert not worker.thread.is_alive()
     assert not worker.path.exists()
 
@@ -377,7 +377,7 @@ def test_drain_ends_with_draining_when_the_grace_is_over(tmp_path: Path) -> None
     end = front.events("a")[-1]
     assert isinstance(end, Finished)
     assert end.finish_reason is FinishReason.DRAINING
-    worker.thread.join(10)
+    worker.thread.join(60)
     front.socket.close()
 
 
@@ -426,7 +426,7 @@ def test_steps_that_all_fail_end_the_worker_and_every_request_once(
         front.submit(str(number))
         ends = [event for event in front.events(str(number)) if isinstance(event, Finished)]
         assert [end.finish_reason for end in ends] == [FinishReason.ERROR]
-    worker.thread.join(10)
+    worker.thread.join(60)
     assert not worker.thread.is_alive()
     assert "3 steps failed" in str(raised[0])
     front.socket.close()

@@ -162,7 +162,11 @@ async def test_a_slow_start_is_not_a_stable_life(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "error_type", "text"),
-    [("torn", FailedPrecondition, "config.json is torn"), ("crash", Unavailable, "exit code 7.*out of luck")],
+    [
+        ("torn", FailedPrecondition, "config.json is torn"),
+        ("crash", Unavailable, "exit code 7.*out of luck"),
+        ("leaves", Unavailable, "exit code 9"),
+    ],
 )
 async def test_a_worker_that_cannot_start_says_why(tmp_path, mode, error_type, text):
     nursery = Nursery(tmp_path)

@@ -48,7 +48,7 @@ class Faults:
         """The failure of a call, if any."""
         self.calls.append(method)
         if self.gate is not None:
-            self.gate.wait(10)
+            self.gate.wait(60)
         if self.delay_s:
             time.sleep(self.delay_s)
         if self.api_key and authorization != f"Bearer {self.api_key}":
