@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -291,6 +292,7 @@ class Terminal:
         self.process = spawn(*words, stdin=far, stdout=far, stderr=far, env={"TERM": "dumb"}, start_new_session=True)
         os.close(far)
         self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # what is read may end within a character
 
     def type(self, text: str) -> None:
         os.write(self._near, text.encode())
@@ -298,7 +300,7 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         while text not in self.shown:
             assert select.select([self._near], [], [], 30)[0], self.shown
-            self.shown += os.read(self._near, 4096).decode()
+            self.shown += self._decoder.decode(os.read(self._near, 4096))
         self.shown = self.shown.partition(text)[2]
 
     def close(self) -> int:
