@@ -157,6 +157,46 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(bits: int, block: int) -> N
         assert np.array_equal(products(x[:count], factors[:count], weight, bits, block, bias)[0], together[:count])
 
 
+def float_products(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """What MatMulTiles computes of rows [rows, K] and a weight [N, K]."""
+    whole = np.pad(weight, ((0, -len(weight) % 16), (0, 0)))
+    tiles = np.ascontiguousarray(whole.reshape(-1, 16, weight.shape[1]).transpose(0, 2, 1))
+    inputs = [x, tiles.reshape(len(tiles), -1), bias]
+    (y,) = run("MatMulTiles", inputs, [TensorProto.FLOAT], N=len(weight))
+    return y
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 5, 16, 17, 31, 33, 95, 96, 130, 300]),
+    num_outputs=st.integers(1, 70),
+    size=st.sampled_from([1, 2, 15, 31, 32, 33, 100, 384, 385, 800]),
+    has_bias=st.booleans(),
+    magnitude=st.sampled_from([1e-12, 1.0, 1e12]),
+)
+def test_products_of_floats_are_as_exact_as_floats(
+    rows: int, num_outputs: int, size: int, has_bias: bool, magnitude: float
+) -> None:
+    rng = np.random.default_rng(rows + 1000 * num_outputs + size)
+    x = (rng.standard_normal((rows, size)) * 10.0 ** rng.integers(-3, 3, size) * magnitude).astype(np.float32)
+    weight = rng.standard_normal((num_outputs, size)).astype(np.float32)
+    bias = (rng.standard_normal(num_outputs) * magnitude).astype(np.float32) if has_bias else None
+    exact, terms = x.astype(np.float64) @ weight.T.astype(np.float64), np.abs(x) @ np.abs(weight).T
+    if bias is not None:
+        exact, terms = exact + bias, terms + np.abs(bias)
+    error = np.abs(float_products(x, weight, bias) - exact)
+    assert (error <= (4 + size / 4) * 2.0**-24 * terms).all()
+
+
+def test_a_row_of_floats_does_not_depend_on_the_rows_beside_it() -> None:
+    rng = np.random.default_rng(6)
+    x, weight = rng.standard_normal((300, 400)).astype(np.float32), rng.standard_normal((100, 400)).astype(np.float32)
+    bias = rng.standard_normal(100).astype(np.float32)
+    together = float_products(x, weight, bias)
+    for count in (1, 2, 12, 16, 17, 33, 48, 95, 96, 131):
+        assert np.array_equal(float_products(x[:count], weight, bias), together[:count])
+
+
 def packed(weight: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray, Float64Array]:
     """Codes and scales of a weight [N, K] in tiles, and what they stand for."""
     codes, scales = (quantise_int4 if bits == 4 else quantise_int8)(weight, block)

@@ -12,8 +12,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent
-NEEDS = {"x86-64-v3": {"avx2", "fma"}, "icelake-server": {"avx512f", "avx512_vnni", "avx512_vbmi2"}}
-"""What a processor must have to run what is built for another one."""
+NEEDS = {
+    "x86-64-v3": {"avx2", "fma"},
+    "icelake-server": {"avx512f", "avx512_vnni", "avx512_vbmi2"},
+    "cooperlake": {"avx512f", "avx512_vnni", "avx512_bf16"},
+}
+"""What a processor must have to run what is built for another one: without AVX-512, without bfloat16, without tiles."""
 
 RUN = """
 import sys, pytest

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "float_gemm.h"
+#include "float_tile_gemm.h"
 #include "gemm.h"
 #include "op.h"
 #include "tile_gemm.h"
@@ -80,6 +81,13 @@ struct BlockProduct {
   BlockWeights weights{};
 };
 
+// Rows of a piece of a product of floats on tiles. Every piece makes the weights' parts anew, so it should be long, but each
+// thread wants one.
+inline int64_t float_piece_rows(int64_t rows) {
+  static const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  return std::clamp<int64_t>((rows / threads + 31) / 32 * 32, 64, 256);
+}
+
 // Rows and weights of floats.
 struct TileProduct {
   TileProduct(const Context& context, int64_t num_outputs)
@@ -87,6 +95,7 @@ struct TileProduct {
     weights = {values.floats(), bias.floats(), num_outputs, x.columns()};
   }
 
+  // Checks the shapes.
   bool fits() const {
     return values.rows() * values.columns() == num_tiles() * kTile * x.columns() &&
            (!bias || bias.columns() == num_outputs);
@@ -94,14 +103,33 @@ struct TileProduct {
 
   int64_t num_tiles() const { return (num_outputs + kTile - 1) / kTile; }
   int64_t tile_bytes() const { return kTile * weights.num_inputs * 4; }
-  int64_t work_of_tile() const { return kTile * weights.num_inputs * 4; }
-  int64_t piece_rows() const { return kPieceRows; }
-  int64_t tiles_at_once() const { return std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, tile_bytes())); }
+  int64_t work_of_tile() const { return kTile * weights.num_inputs * (floats_on_tiles() ? 1 : 4); }
+  int64_t piece_rows() const { return floats_on_tiles() ? float_piece_rows(rows) : kPieceRows; }
+  int64_t tiles_at_once() const {
+    return floats_on_tiles() ? num_tiles() : std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, tile_bytes()));
+  }
+
+#if VORTA_AMX
+  const int32_t* prepare(int64_t first, int64_t count) const {
+    if (!floats_on_tiles() || rows >= kManyRows) return nullptr;
+    return reinterpret_cast<const int32_t*>(split_rows(row(first), count, weights.num_inputs));
+  }
+
+  void multiply_rows(int64_t first, int64_t count, const int32_t* packed, int64_t tile, int64_t end, float* out) const {
+    if (floats_on_tiles())
+      multiply_on_tiles(row(first), reinterpret_cast<const uint16_t*>(packed), count, weights, tile, end, out);
+    else
+      multiply(row(first), count, weights, tile, end, out);
+  }
+#else
   const int32_t* prepare(int64_t, int64_t) const { return nullptr; }
 
   void multiply_rows(int64_t first, int64_t count, const int32_t*, int64_t tile, int64_t end, float* out) const {
-    multiply(x.floats() + first * weights.num_inputs, count, weights, tile, end, out);
+    multiply(row(first), count, weights, tile, end, out);
   }
+#endif
+
+  const float* row(int64_t index) const { return x.floats() + index * weights.num_inputs; }
 
   const Tensor x, values, bias;
   const int64_t rows, num_outputs;
