@@ -24,7 +24,7 @@ from vorta.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2, infer
 from vorta_server.serve import add_serve, run_serve
 from vorta_server.settings import PREFIX
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 class Server:

@@ -77,9 +77,10 @@ def test_64_greedy_tokens(case: Case, artifact_of: ArtifactOf) -> None:
     for _ in range(64):
         ours.append(int(logits[0].argmax()))
         logits = runner.step([ours[-1:]], [len(ours) - 1])
-    # Each token of ours is what the reference chooses after the same prefix.
-    theirs = reference.logits(case.config, tensors, ours)[len(start) - 1 : -1].argmax(-1)
-    assert ours[len(start) :] == theirs.tolist()
+    # Each token of ours is what the reference chooses after the same prefix, or as good within the error of both.
+    theirs = reference.logits(case.config, tensors, ours)[len(start) - 1 : -1]
+    chosen = theirs[np.arange(len(theirs)), ours[len(start) :]]
+    assert (theirs.max(-1) - chosen <= 2 * BOUND * np.abs(theirs).max()).all()
 
 
 def test_no_wanted_rows(artifact_of: ArtifactOf) -> None:
