@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +15,12 @@ from vorta_server.engine.request import Delta, Finished, Started, TokenAlternati
 from vorta_server.front.resume import LOG_BYTES, ResumeBudget, ResumeLog
 from vorta_server.workers.pacing import WritePacer
 
+HELD_S = 1e9  # Ticks lie at its multiples, so that none falls into a test.
+
 
 def new_log(budget=None, max_interval_s=0.0, on_evict=None):
     budget = budget or ResumeBudget(max_bytes=1 << 20, max_bytes_per_request=1 << 20)
-    pacer = WritePacer(interval_per_stream_s=1.0, max_interval_s=max_interval_s)
+    pacer = WritePacer(interval_per_stream_s=math.inf, max_interval_s=max_interval_s)
     pacer.num_streams = 1
     return ResumeLog(request_id="r", budget=budget, pacer=pacer, on_evict=on_evict)
 
@@ -210,7 +213,7 @@ async def test_a_reader_may_wait_for_the_next_event_to_come():
 
 
 async def test_pacing_holds_tokens_but_not_the_end():
-    log = new_log(max_interval_s=1000.0)
+    log = new_log(max_interval_s=HELD_S)
     log.put(delta("r", "first"))
     reader = log.read(0, on_overflow=lambda error: None)
     assert (await reader.next())[1].text == "first"

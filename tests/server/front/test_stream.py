@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,11 @@ from vorta_server.engine.request import Delta, Finished, FinishReason, Started, 
 from vorta_server.front.stream import StreamBuffer, event_bytes, merge_deltas
 from vorta_server.workers.pacing import WritePacer
 
+HELD_S = 1e9  # Ticks lie at its multiples, so that none falls into a test.
+
 
 def buffer(max_bytes=1 << 20, max_interval_s=0.0, overflows=None):
-    pacer = WritePacer(interval_per_stream_s=1.0, max_interval_s=max_interval_s)
+    pacer = WritePacer(interval_per_stream_s=math.inf, max_interval_s=max_interval_s)
     pacer.num_streams = 1
     return StreamBuffer(
         max_bytes=max_bytes, pacer=pacer, on_overflow=(overflows if overflows is not None else []).append
@@ -53,7 +56,7 @@ async def test_a_waiting_reader_gets_each_event_at_once():
 
 
 async def test_pacing_holds_tokens_but_neither_the_first_nor_the_end():
-    stream = buffer(max_interval_s=1000.0)
+    stream = buffer(max_interval_s=HELD_S)
     stream.put(Started("r", 3))
     await stream.next()
     stream.put(delta("r", "first"))
@@ -113,7 +116,7 @@ async def test_overflow_ends_the_stream_once_and_forgets_its_events():
 
 
 async def test_overflow_wakes_a_reader_that_is_paced():
-    stream = buffer(max_bytes=1000, max_interval_s=1000.0)
+    stream = buffer(max_bytes=1000, max_interval_s=HELD_S)
     stream.put(delta("r", "first"))
     await stream.next()
     reading = asyncio.ensure_future(stream.next())
