@@ -14,7 +14,6 @@ from vorta.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, Resou
 from vorta_server.engine.request import Delta, Finished, FinishReason
 from vorta_server.engine.runner import StepBatch, StepResult
 from vorta_server.engine.scheduler import SchedulerConfig
-from vorta_server.runners.fake import FakeRunner
 
 PROMPT = list(range(1, 30))
 
@@ -221,14 +220,14 @@ def test_a_deterministic_prompt_is_cut_the_same_way_under_any_load() -> None:
     for is_loaded in (False, True):
         engine, runner = make_engine(max_batched_tokens=40)
         seen = cuts[is_loaded] = []
-        original = runner.run
+        original = runner.compute
 
         def record(batch: StepBatch, run: Callable = original, seen: list = seen) -> StepResult:
             if batch.deterministic:
                 seen += [(c.num_past, len(c.token_ids)) for c in batch.prefills if c.token_ids[0] == 7]
             return run(batch)
 
-        engine._runner = Recorder(runner, record)  # type: ignore[assignment]
+        runner.instead = record
         if is_loaded:
             engine.submit(request("other", [1] * 100, max_tokens=30))
             engine.submit(request("same", [7] * 100, max_tokens=3))
@@ -245,7 +244,7 @@ def test_nan_ends_its_own_request_once_and_no_other() -> None:
     engine.submit(request("b", [5] * 20, max_tokens=30))
     for _ in range(4):
         engine.step()
-    original = runner.run
+    original = runner.compute
 
     def poison(batch: StepBatch) -> StepResult:
         result = original(batch)
@@ -255,9 +254,9 @@ def test_nan_ends_its_own_request_once_and_no_other() -> None:
                     result.decode_logits[row] = np.nan
         return result
 
-    engine._runner = Recorder(runner, poison)  # type: ignore[assignment]
+    runner.instead = poison
     events = engine.step()
-    engine._runner = runner
+    runner.instead = None
     assert [end.finish_reason for end in ends_of(events, "a")] == [FinishReason.ERROR]
     events += run(engine)
     assert ends_of(events, "b")[0].finish_reason is FinishReason.LENGTH
@@ -319,17 +318,6 @@ def test_siblings_of_neighbouring_seeds_differ() -> None:
     assert tokens_of(events, "a", 1) != tokens_of(events, "a", 0)
 
 
-class Recorder:
-    """A runner whose steps pass through a function."""
-
-    def __init__(self, runner: FakeRunner, run: Callable[[StepBatch], StepResult]) -> None:
-        self._runner = runner
-        self.run = run
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._runner, name)
-
-
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -369,9 +357,9 @@ def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None
     def broken(batch: StepBatch) -> StepResult:
         raise RuntimeError("device lost")
 
-    engine._runner = Recorder(runner, broken)  # type: ignore[assignment]
+    runner.instead = broken
     events = engine.step()
-    engine._runner = runner
+    runner.instead = None
     assert engine.num_failures_in_row == 1
     for key in ("a", "b"):
         (end,) = ends_of(events, key)
@@ -386,7 +374,7 @@ def test_a_failing_step_ends_every_request_once_and_the_engine_goes_on() -> None
 
 def test_prompt_scores_that_are_no_numbers_end_their_own_request() -> None:
     engine, runner = make_engine()
-    original = runner.run
+    original = runner.compute
 
     def poison(batch: StepBatch) -> StepResult:
         result = original(batch)
@@ -395,7 +383,7 @@ def test_prompt_scores_that_are_no_numbers_end_their_own_request() -> None:
                 logits[:] = np.nan
         return result
 
-    engine._runner = Recorder(runner, poison)  # type: ignore[assignment]
+    runner.instead = poison
     engine.submit(request("scored", [7] * 20, prompt_logprobs=1))
     engine.submit(request("other", PROMPT))
     events = run(engine)
@@ -407,13 +395,13 @@ def test_prompt_scores_that_are_no_numbers_end_their_own_request() -> None:
 def test_deterministic_chunks_stay_within_a_step() -> None:
     engine, runner = make_engine(max_batched_tokens=40)
     sizes = []
-    original = runner.run
+    original = runner.compute
 
     def record(batch: StepBatch) -> StepResult:
         sizes.append(len(batch.decode_token_ids) + sum(len(chunk.token_ids) for chunk in batch.prefills))
         return original(batch)
 
-    engine._runner = Recorder(runner, record)  # type: ignore[assignment]
+    runner.instead = record
     for index in range(3):
         engine.submit(request(str(index), [7 + index] * 70, deterministic=True))
     events = run(engine)
@@ -483,14 +471,14 @@ def test_a_fault_among_held_tokens_loses_none_of_them(fault: str) -> None:
     def break_step(batch: StepBatch) -> StepResult:
         if fault == "raises":
             raise RuntimeError("broken")
-        result = runner.run(batch)
+        result = runner.compute(batch)
         assert result.decode_logits is not None
         result.decode_logits[0] = np.nan
         return result
 
-    engine._runner = Recorder(runner, break_step)  # type: ignore[assignment]
+    runner.instead = break_step
     events += engine.step(hold=True)
-    engine._runner = runner
+    runner.instead = None
     (end,) = ends_of(events, "a")
     assert end.finish_reason is FinishReason.ERROR
     assert end.completion_tokens == len(tokens_of(events, "a")) > 8
