@@ -13,6 +13,8 @@ from vorta_server.engine.scheduler import SchedulerConfig
 from vorta_server.runners.cuda.blocks import BlockTables
 from vorta_server.runners.fake import FakeRunner, FakeRunnerConfig, next_token
 
+PROMPT = list(range(1, 30))
+
 
 class Letters:
     """Token id to one character; the ids in `eos_token_ids` are silent."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,38 @@ async def error_of(call: Any) -> VortaError:
     except grpc.aio.AioRpcError as exc:
         return error_from_rpc(exc)
     raise AssertionError("the call ended without an error")
+
+
+def request(**fields: Any) -> inference_pb2.GenerateRequest:
+    """A generation of three tokens."""
+    return inference_pb2.GenerateRequest(**{"prompt": "hello", "max_tokens": 3, **fields})
+
+
+def stream_request(**fields: Any) -> inference_pb2.StreamGenerateRequest:
+    """The same as a stream."""
+    return inference_pb2.StreamGenerateRequest(**{"prompt": "hello", "max_tokens": 3, **fields})
+
+
+async def collect(call: Any) -> list[Any]:
+    """The events of a stream, to its end."""
+    events = []
+    while (event := await call.read()) is not grpc.aio.EOF:
+        events.append(event)
+    return events
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what other tasks bring about; bounded."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+
+
+async def resumed(stack: Stack, request_id: str, next_index: int, tenant: str = "") -> list[Any]:
+    """The events that a request is resumed with, to its end."""
+    return await collect(
+        stack.inference.ResumeGenerate(
+            inference_pb2.ResumeGenerateRequest(request_id=request_id, next_index=next_index),
+            metadata=(("authorization", tenant),),
+        )
+    )
