@@ -11,7 +11,7 @@
 namespace vorta {
 namespace {
 
-constexpr int64_t kFewestRows = 5;
+constexpr int64_t kFewestRows = 9;
 constexpr int64_t kLine = 64;
 constexpr int64_t kAheadBytes = 4 << 10;  // how far ahead weights are asked for
 
