@@ -298,7 +298,7 @@ class CountPoints(msgspec.Struct, tag="count", kw_only=True):
     filter: Filter | None = None
 
 
-class Search(msgspec.Struct, tag="search", kw_only=True):
+class Search(msgspec.Struct, tag="search", kw_only=True, omit_defaults=True):
     """One or several searches with equal options. Answered by `SearchResults`, one for each query.
 
     A query is a vector; or a point's id (its vector; the point itself is not among the hits); or, with a text beside

@@ -196,7 +196,7 @@ class Score(msgspec.Struct, tag="score", kw_only=True):
     deadline_s: float | None = None
 
 
-class VectorCall(msgspec.Struct, tag="vector", kw_only=True):
+class VectorCall(msgspec.Struct, tag="vector", kw_only=True, omit_defaults=True):
     """Asks the vector worker for an operation."""
 
     call_id: int
@@ -331,7 +331,7 @@ class ScoreReply(msgspec.Struct, tag="score_reply", kw_only=True):
     failure: Failure | None = None
 
 
-class VectorReply(msgspec.Struct, tag="vector_reply", kw_only=True):
+class VectorReply(msgspec.Struct, tag="vector_reply", kw_only=True, omit_defaults=True):
     """Answers `VectorCall`."""
 
     call_id: int
@@ -391,19 +391,25 @@ class FrameBuffer:
             ValueError: A frame announces more than `max_message_bytes`; the stream cannot be trusted.
         """
         buffer = self._buffer
-        buffer += data
+        # Mostly nothing waits and what comes is whole frames, which then are cut out where they lie.
+        is_waiting = bool(buffer)
+        if is_waiting:
+            buffer += data
         bodies: list[bytes] = []
         start = 0
-        while len(buffer) - start >= HEADER.size:
-            (size,) = HEADER.unpack_from(buffer, start)
-            if size > self._max_message_bytes:
-                raise ValueError(f"frame of {size} bytes exceeds the limit of {self._max_message_bytes}")
-            end = start + HEADER.size + size
-            if len(buffer) < end:
-                break
-            with memoryview(buffer) as view:  # one copy, not two
+        with memoryview(buffer if is_waiting else data) as view:  # one copy of each body, not two
+            length = len(view)
+            while length - start >= HEADER.size:
+                (size,) = HEADER.unpack_from(view, start)
+                if size > self._max_message_bytes:
+                    raise ValueError(f"frame of {size} bytes exceeds the limit of {self._max_message_bytes}")
+                end = start + HEADER.size + size
+                if length < end:
+                    break
                 bodies.append(bytes(view[start + HEADER.size : end]))
-            start = end
-        if start:
+                start = end
+            if not is_waiting and start < length:
+                buffer += view[start:]
+        if is_waiting and start:
             del buffer[:start]
         return bodies
