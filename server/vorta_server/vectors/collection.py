@@ -163,13 +163,13 @@ class VectorCollection:
         """Ids of rows, all of which are here."""
         if len(self.segments) == 1:
             segment = self.segments[0]
-            return segment.ids_at(np.searchsorted(segment.rows, rows))
+            return segment.ids_at(segment.places_of(rows))
         ids = [""] * len(rows)
         for segment in self.segments:
             if segment.num_rows:
                 here = np.flatnonzero((rows >= segment.rows[0]) & (rows <= segment.rows[-1]))
                 if len(here):
-                    found = segment.ids_at(np.searchsorted(segment.rows, rows[here]))
+                    found = segment.ids_at(segment.places_of(rows[here]))
                     for at, point_id in zip(here.tolist(), found, strict=True):
                         ids[at] = point_id
         return ids

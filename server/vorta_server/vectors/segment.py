@@ -189,6 +189,15 @@ class Segment:
         self.num_dead += len(positions)
         return len(positions)
 
+    def places_of(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """Positions of rows, all of which are here, dead or alive."""
+        every = self.rows
+        first = int(every[0])
+        if int(every[-1]) - first == len(every) - 1:  # none is left out between them
+            places: npt.NDArray[np.int64] = rows - first
+            return places
+        return np.searchsorted(every, rows)
+
     def position_of(self, row: int) -> int | None:
         """Where a living row is, None where it is not here."""
         if not self.num_rows:

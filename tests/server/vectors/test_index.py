@@ -1,4 +1,4 @@
-"""HNSW by our kernel and by FAISS, which find the same."""
+"""HNSW by our kernel and by FAISS, which find the same; where rows are in a segment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from vorta_kernels import cpu
 from vorta_server.vectors.index import Matrix, Selector, VectorIndex, build_index, scan
 from vorta_server.vectors.operation import IndexConfig
+from vorta_server.vectors.segment import Segment
 
 
 def clustered(rows: int, dimension: int, distance: str) -> Matrix:
@@ -59,3 +60,9 @@ def test_bits_may_change_between_searches() -> None:
     assert index.search(vectors[:1], 1, ef=64, probes=0, selector=selector)[1].tolist() != [[0]]
     bits[:] = 0
     assert index.search(vectors[:1], 3, ef=64, probes=0, selector=selector)[1].tolist() == [[-1, -1, -1]]
+
+
+@pytest.mark.parametrize("rows", [[7, 8, 9, 10], [3, 7, 8, 21]], ids=["all", "some left out"])
+def test_places_of_rows(rows: list[int]) -> None:
+    segment = Segment(np.array(rows, np.int64), list("abcd"), np.zeros((4, 2), np.float32), "dot")
+    assert segment.places_of(np.array([rows[2], rows[0], rows[3]])).tolist() == [2, 0, 3]
