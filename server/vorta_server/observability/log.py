@@ -59,6 +59,12 @@ class TextFormatter(logging.Formatter):
         self._second = 0
         self._text = ""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line; without the steps that only other formats and records need."""
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        return f"{self.formatTime(record)} {record.levelname} {record.name} {record.getMessage()}"
+
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """The local time with milliseconds."""
         second = int(record.created)

@@ -149,6 +149,10 @@ def test_a_bad_request_id_is_replaced(given):
     assert len(made) == 16
 
 
+def test_made_request_ids_differ():
+    assert len({request_id_from({}) for _ in range(1000)}) == 1000
+
+
 def test_only_the_first_interruption_counts():
     interrupts = []
     call = context(on_interrupt=lambda: interrupts.append(1))

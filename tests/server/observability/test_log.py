@@ -28,6 +28,18 @@ def test_text(root_logger, capsys):
     assert "not this" not in text
 
 
+def test_text_with_a_traceback(root_logger, capsys):
+    set_up_logging(level="INFO", format="text")
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        logging.getLogger("vorta.test").exception("it %s", "failed")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("ERROR vorta.test it failed")
+    assert rest[0].startswith("Traceback")
+    assert rest[-1] == "ValueError: bad"
+
+
 def test_json_lines_with_tracebacks(root_logger, capsys):
     set_up_logging(level="DEBUG", format="json")
     try:
