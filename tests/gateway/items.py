@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
+import json
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
@@ -231,3 +232,25 @@ async def ask(
 def gateway(upstream: ItemsUpstream | None = None, **config: Any) -> Gateway:
     """A gateway of the test services."""
     return Gateway([service()], upstream or ItemsUpstream(), GatewayConfig(**config))
+
+
+def error_of(reply: Reply, status: int = 400, code: int = 3) -> dict[str, Any]:
+    """The error that a call is answered with, by its HTTP status and gRPC's code."""
+    assert reply.status == status, reply.body
+    assert reply.headers["content-type"] == "application/json"
+    error: dict[str, Any] = json.loads(reply.body)
+    assert error["code"] == code
+    assert set(error) == {"code", "message", "details"}
+    return error
+
+
+def fields_of(error: dict[str, Any]) -> list[str]:
+    """The fields that an error names."""
+    return [violation["field"] for detail in error["details"] for violation in detail.get("field_violations", ())]
+
+
+async def echo(query: str, **config: Any) -> Any:
+    """What a query is answered with that is said back."""
+    reply = await ask(gateway(**config), "GET", f"/v1/echo?{query}")
+    assert reply.status == 200, reply.body
+    return json.loads(reply.body)
