@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.vectors.contract import CHECKS, FILTERS, QUERIES, Driver, filled
+from tests.server.vectors.contract import CHECKS, FILTERS
+from tests.server.vectors.driver import QUERIES, Driver, filled
 from vorta.errors import NotFound, VortaError
 from vorta_server.vectors.operation import DeleteCollection, ListCollections, Search
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.vectors.contract import Driver
+from tests.server.vectors.driver import Driver
 from vorta.errors import (
     AlreadyExists,
     DeadlineExceeded,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.vectors.contract import Driver
+from tests.server.vectors.driver import Driver
 from tests.server.vectors.kill_target import CONFIG, DIMENSION, vector_of
 from vorta.errors import FailedPrecondition
 from vorta_server.vectors import operation as op

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.vectors.contract import Driver
+from tests.server.vectors.driver import Driver
 from vorta.errors import DeadlineExceeded, NotFound, VortaError
 from vorta_server.vectors import operation as op
 from vorta_server.vectors.faiss_backend import FaissBackend

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.vectors.contract import Driver
+from tests.server.vectors.driver import Driver
 from tests.server.vectors.test_faiss_backend import create, ids, settled, upsert, vectors
 from vorta.errors import FailedPrecondition
 from vorta_server.vectors import gpu

@@ -35,7 +35,7 @@ from vorta_server.vectors.operation import Collection, Condition, Filter, IndexC
 
 pytest.importorskip("weaviate", reason='needs the extra "weaviate"')
 
-from tests.server.vectors.contract import DIMENSION, IDS, QUERIES, VECTORS, Driver, collection, filled
+from tests.server.vectors.driver import DIMENSION, IDS, QUERIES, VECTORS, Driver, collection, filled
 from tests.server.vectors.fake_weaviate.server import FakeWeaviate
 from vorta_server.vectors.weaviate_backend import WeaviateBackend
 from vorta_server.vectors.weaviate_config import WeaviateConfig, parse_weaviate_url
