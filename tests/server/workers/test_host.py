@@ -7,16 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from tests.server.engine.fakes import Letters, expected, make_engine
+from tests.server.engine.fakes import BookedRunner, Letters, expected, make_engine
 from tests.server.engine.test_constraint import Steps
 from vorta.errors import InvalidArgument
 from vorta_server.engine.engine import Engine
 from vorta_server.engine.request import Delta, Event, Finished, FinishReason, SamplingParams, Started
-from vorta_server.runners.fake import FakeRunner
+from vorta_server.engine.runner import StepBatch, StepResult
 from vorta_server.workers.host import WorkerHost
 from vorta_server.workers.pacing import WritePacer
 from vorta_server.workers.protocol import (
@@ -159,7 +158,7 @@ class Worker:
     def __init__(self, folder: Path, **engine: int) -> None:
         self.path = folder / "w.sock"
         self.engine: Engine
-        self.runner: FakeRunner
+        self.runner: BookedRunner
         self.engine, self.runner = make_engine(clock=time.monotonic, **engine)  # type: ignore[arg-type]
         self.codec = LetterCodec()
         self.formats = StepCompiler()
@@ -368,8 +367,12 @@ def test_drain_finishes_what_runs_and_refuses_the_rest(worker: Worker, front: Fr
 
 def test_drain_ends_with_draining_when_the_grace_is_over(tmp_path: Path) -> None:
     worker = Worker(tmp_path)
-    slow = worker.runner.run
-    worker.engine._runner = _Slow(worker.runner, slow)  # type: ignore[assignment]
+
+    def slow(batch: StepBatch) -> StepResult:
+        time.sleep(0.02)
+        return worker.runner.compute(batch)
+
+    worker.runner.instead = slow
     front = Front(worker.path)
     front.submit("a", max_tokens=200, ignore_eos=True)
     front.until(lambda message: isinstance(message, Step))
@@ -379,20 +382,6 @@ def test_drain_ends_with_draining_when_the_grace_is_over(tmp_path: Path) -> None
     assert end.finish_reason is FinishReason.DRAINING
     worker.thread.join(60)
     front.socket.close()
-
-
-class _Slow:
-    """A runner whose steps take a while."""
-
-    def __init__(self, runner: FakeRunner, run: Callable) -> None:
-        self._runner, self._run = runner, run
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._runner, name)
-
-    def run(self, batch: object) -> object:
-        time.sleep(0.02)
-        return self._run(batch)
 
 
 def test_steps_that_all_fail_end_the_worker_and_every_request_once(
@@ -407,20 +396,12 @@ def test_steps_that_all_fail_end_the_worker_and_every_request_once(
         except RuntimeError as error:
             raised.append(error)
 
-    def broken(batch: object) -> None:
+    def broken(batch: StepBatch) -> StepResult:
         raise OSError("the device is gone")
 
     monkeypatch.setattr(WorkerHost, "run", watched)
     worker = Worker(tmp_path)
-    monkeypatch.setattr(
-        worker.engine,
-        "_runner",
-        SimpleNamespace(
-            run=broken,
-            info=worker.runner.info,
-            **{name: getattr(worker.runner, name) for name in ("copy_slot", "move_slot", "discard_slot", "close")},
-        ),
-    )
+    worker.runner.instead = broken
     front = Front(worker.path)
     for number in range(3):
         front.submit(str(number))
