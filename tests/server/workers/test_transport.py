@@ -39,7 +39,10 @@ def connect(tmp_path: Path) -> socket.socket:
 
 
 @settings(max_examples=60, deadline=None)
-@given(texts=st.lists(st.text(max_size=40), max_size=8), cuts=st.lists(st.integers(1, 50) | st.integers(1, 2000), min_size=1, max_size=60))
+@given(
+    texts=st.lists(st.text(max_size=40), max_size=8),
+    cuts=st.lists(st.integers(1, 50) | st.integers(1, 2000), min_size=1, max_size=60),
+)
 def test_frames_survive_any_cutting(texts: list[str], cuts: list[int]) -> None:
     messages = [Submit(request_id=t, prompt=Prompt(text=t), sampling=SamplingParams(stop=(t,))) for t in texts]
     data = b"".join(bytes(encode(message)) for message in messages)
