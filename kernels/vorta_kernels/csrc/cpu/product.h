@@ -22,12 +22,14 @@ constexpr int64_t kTilePieceRows = 64;      // where the processor multiplies ti
 constexpr int64_t kPieceWork = 2 << 20;     // multiplications of a piece by outputs: some 10 us
 constexpr int64_t kCachedBytes = 24 << 10;  // weights that stay in the first cache while rows meet them
 
-// Memory of the calling thread, one for each use.
+// Memory of the calling thread, one for each use, from a line of the cache on: tiles are read in lines.
 template <int kUse, typename Element>
 Element* scratch_of(int64_t size) {
+  constexpr uintptr_t kLineBytes = 64;
   static thread_local std::vector<Element> memory;
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  return memory.data();
+  const size_t needed = size + kLineBytes / sizeof(Element);
+  if (memory.size() < needed) memory.resize(needed);
+  return reinterpret_cast<Element*>((reinterpret_cast<uintptr_t>(memory.data()) + kLineBytes - 1) & ~(kLineBytes - 1));
 }
 
 // 8-bit rows with a factor each, or one for each block, and weights in blocks.
