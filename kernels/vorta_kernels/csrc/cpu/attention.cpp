@@ -11,9 +11,12 @@ namespace {
 
 constexpr int64_t kQueryRows = 64;     // (query, head) pairs of a block of queries, about
 
-inline float* scratch(std::vector<float>& memory, int64_t size) {
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  return memory.data();
+// Memory from a line of the cache on: tiles are read in lines.
+template <typename Element>
+Element* scratch(std::vector<Vec>& memory, int64_t size) {
+  const size_t needed = (size + kLanes - 1) / kLanes;
+  if (memory.size() < needed) memory.resize(needed);
+  return reinterpret_cast<Element*>(memory.data());
 }
 
 // to = x rotated and scaled; pairs are (i, i + dim / 2).
@@ -178,11 +181,12 @@ void Attention::attend(int64_t index) const {
   const float* keys = data_.present_key + slot * shape_.present_capacity * dim;
   const float* values = data_.present_value + slot * shape_.present_capacity * dim;
 
-  static thread_local std::vector<float> memory;
-  float* queries = scratch(memory, rows * dim * 2 + rows * kKeyBlock + dim * kLanes + 2 * rows);
-  float* sums = queries + rows * dim;
-  float* scores = sums + rows * dim;
-  float* packed = scores + rows * kKeyBlock;
+  static thread_local std::vector<Vec> memory;
+  const int64_t all_rows = rounded_up(rows, 16);
+  float* queries = scratch<float>(memory, all_rows * dim * 2 + all_rows * kKeyBlock + dim * kLanes + 2 * rows);
+  float* sums = queries + all_rows * dim;
+  float* scores = sums + all_rows * dim;
+  float* packed = scores + all_rows * kKeyBlock;
   float* tops = packed + dim * kLanes;
   float* masses = tops + rows;
   const bool is_halved = has_halves();
@@ -199,10 +203,11 @@ void Attention::attend(int64_t index) const {
   std::fill(masses, masses + rows, 0.0f);
 
 #if VORTA_HALVES
-  static thread_local std::vector<uint32_t> halves_memory;
-  if (is_halved && static_cast<int64_t>(halves_memory.size()) < rows * (kQueryPairs + kWeightPairs))
-    halves_memory.resize(rows * (kQueryPairs + kWeightPairs));
-  uint32_t *query_halves = halves_memory.data(), *weights = query_halves + rows * kQueryPairs;
+  static thread_local std::vector<Vec> halves_memory;
+  uint32_t* query_halves =
+      scratch<uint32_t>(halves_memory, is_halved ? all_rows * (kQueryPairs + kWeightPairs) : 0);
+  uint32_t* weights = query_halves + all_rows * kQueryPairs;
+  [[maybe_unused]] const bool is_tiled = is_halved && dim % 32 == 0 && has_tiles();
   for (int64_t r = 0; is_halved && r < rows; ++r)
     for (int64_t i = 0; i < dim; i += kLanes)
       store_halves(query_halves + r * kQueryPairs + i / 2, _mm512_loadu_ps(queries + r * dim + i));
@@ -217,6 +222,12 @@ void Attention::attend(int64_t index) const {
     const float* block_keys = keys + begin * dim;
     // By the number of steps alone, so that a prompt's results do not depend on how it is cut.
 #if VORTA_HALVES
+#if VORTA_AMX
+    if (is_tiled) {
+      const Tiles tiles;
+      score_tiles(query_halves, rows, packed_keys(slot) + begin * dim / 2, count, dim, scores);
+    } else
+#endif
     if (is_halved)
       score_halves(query_halves, rows, packed_keys(slot) + begin * dim / 2, count, dim, scores);
     else
@@ -245,6 +256,7 @@ void Attention::attend(int64_t index) const {
 #if VORTA_HALVES
       if (is_halved) {
         uint32_t* to = weights + r * kWeightPairs;
+        std::fill(to + padded / 2, to + rounded_up(count, kTileKeys) / 2, 0);
         if (seen_end <= seen_begin)
           std::fill(to, to + padded / 2, 0);
         else
@@ -258,6 +270,13 @@ void Attention::attend(int64_t index) const {
       }
       weigh(line, padded, tops[r], masses[r], sums + r * dim, dim, begin > 0);
     }
+#if VORTA_AMX && VORTA_HALVES
+    if (is_tiled) {
+      const Tiles tiles;
+      mix_tiles(weights, rows, packed_values(slot) + begin * dim / 2, count, dim, sums);
+      continue;
+    }
+#endif
 #if VORTA_HALVES
     if (is_halved) {
       mix_halves(weights, rows, packed_values(slot) + begin * dim / 2, (count + 1) / 2, dim, sums);

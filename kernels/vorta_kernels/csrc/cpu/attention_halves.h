@@ -1,9 +1,11 @@
 // The inner products of attention over prompts where the processor multiplies pairs of bfloat16 (AVX-512 BF16): twice
 // the speed of floats, with errors like those of 8-bit activations. Sums are floats.
 //
-// Keys lie in tiles of 16, [dim / 2, 16] pairs of neighbouring elements; values as [keys / 2, dim] pairs of two keys.
+// Keys lie in tiles of 16, [dim / 2, 16] pairs of neighbouring elements; values as [keys / 2, dim] pairs of two keys. So
+// both are what the processor's tiles (AMX) read, which take 32 elements or 32 keys at once and so need no rest of them.
 #pragma once
 
+#include "amx.h"
 #include "attention_tiles.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__)
@@ -35,8 +37,10 @@ inline void add_pairs(__m512& sum, __m512i pairs, const uint32_t* one) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(*one));
 }
 
+constexpr int64_t kTileKeys = 32;
+
 // Keys [count, dim] as tiles, and values [count, dim] as pairs; dim is a multiple of 16. Lanes beyond count repeat the
-// last key, a value without a partner is paired with zeros.
+// last key, values beyond it up to a multiple of kTileKeys are zeros.
 inline void pack_keys(const float* keys, int64_t count, int64_t dim, uint32_t* packed) {
   for (int64_t j = 0; j < count; j += kLanes, packed += kLanes * dim / 2) {
     for (int64_t i = 0; i < dim; i += 2 * kLanes) {
@@ -59,9 +63,9 @@ inline void pack_keys(const float* keys, int64_t count, int64_t dim, uint32_t* p
 }
 
 inline void pack_values(const float* values, int64_t count, int64_t dim, uint32_t* packed) {
-  for (int64_t j = 0; j < count; j += 2)
+  for (int64_t j = 0; j < rounded_up(count, kTileKeys); j += 2)
     for (int64_t i = 0; i < dim; i += kLanes) {
-      const __m512 first = _mm512_loadu_ps(values + j * dim + i);
+      const __m512 first = j < count ? _mm512_loadu_ps(values + j * dim + i) : _mm512_setzero_ps();
       const __m512 second = j + 1 < count ? _mm512_loadu_ps(values + (j + 1) * dim + i) : _mm512_setzero_ps();
       _mm512_storeu_si512(packed + j / 2 * dim + i, pairs_of(first, second));
     }
@@ -195,6 +199,70 @@ inline void mix_halves(const uint32_t* weights, int64_t rows, const uint32_t* va
   for (; column < dim; column += kLanes)
     mix_halves_columns<1>(weights, rows, values + column, pairs, dim, sums + column);
 }
+
+#if VORTA_AMX
+
+// The same two products on tiles, for dims that are multiples of 32 and rows up to a multiple of 16: what those beyond the
+// last hold is of no account, but they are there. Each needs `Tiles`.
+template <int kGroups>
+void score_tiles_of(const uint32_t* queries, const uint32_t* packed, int64_t dim, bool is_pair, float* scores) {
+  constexpr int64_t kLine = 64, kQueryBytes = kQueryPairs * 4, kScoreBytes = kKeyBlock * 4;
+  const uint32_t* second = packed + (is_pair ? dim / 2 * kLanes : 0);
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kGroups > 1) _tile_zero(2);
+  if constexpr (kGroups > 1) _tile_zero(3);
+  for (int64_t pair = 0; pair < dim / 2; pair += 16) {
+    _tile_loadd(4, queries + pair, kQueryBytes);
+    _tile_loadd(6, packed + pair * kLanes, kLine);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, second + pair * kLanes, kLine);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kGroups > 1) {
+      _tile_loadd(5, queries + 16 * kQueryPairs + pair, kQueryBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, scores, kScoreBytes);
+  if (is_pair) _tile_stored(1, scores + kLanes, kScoreBytes);
+  if constexpr (kGroups > 1) {
+    _tile_stored(2, scores + 16 * kKeyBlock, kScoreBytes);
+    if (is_pair) _tile_stored(3, scores + 16 * kKeyBlock + kLanes, kScoreBytes);
+  }
+}
+
+inline void score_tiles(const uint32_t* queries, int64_t rows, const uint32_t* packed, int64_t count, int64_t dim,
+                        float* scores) {
+  for (int64_t r = 0; r < rows; r += 32)
+    for (int64_t j = 0; j < count; j += 2 * kLanes)
+      (r + 16 < rows ? score_tiles_of<2> : score_tiles_of<1>)(queries + r * kQueryPairs, packed + j * dim / 2, dim,
+                                                              j + kLanes < count, scores + r * kKeyBlock + j);
+}
+
+inline void mix_tiles(const uint32_t* weights, int64_t rows, const uint32_t* values, int64_t count, int64_t dim,
+                      float* sums) {
+  constexpr int64_t kWeightBytes = kWeightPairs * 4;
+  const int64_t stride = dim * 4;
+  for (int64_t r = 0; r < rows; r += 16)
+    for (int64_t column = 0; column < dim; column += 2 * kLanes) {
+      float* to = sums + r * dim + column;
+      _tile_loadd(0, to, stride);
+      _tile_loadd(1, to + kLanes, stride);
+      for (int64_t j = 0; j < count; j += kTileKeys) {
+        const uint32_t* part = values + j / 2 * dim + column;
+        _tile_loadd(4, weights + r * kWeightPairs + j / 2, kWeightBytes);
+        _tile_loadd(6, part, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, part + kLanes, stride);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, to, stride);
+      _tile_stored(1, to + kLanes, stride);
+    }
+}
+
+#endif
 
 }  // namespace vorta
 
