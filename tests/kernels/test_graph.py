@@ -90,9 +90,15 @@ def make_case(rng: np.random.Generator, rows: int, dimension: int, top_level: in
 
 
 def walk(
-    case: Case, coded: CodedGraph, query: npt.NDArray[np.float32], width: int, depth: int, takes: npt.NDArray[np.bool_]
+    case: Case,
+    coded: CodedGraph,
+    query: npt.NDArray[np.float32],
+    width: int,
+    depth: int,
+    takes: npt.NDArray[np.bool_] | None,
 ) -> set[int]:
-    """The vertices that are compared exactly: the rules of graph_search.cpp in Python."""
+    """The vertices that are compared exactly: the rules of graph_search.cpp in Python. Of vertices at the same distance
+    the first that were met stay, but with bits, even where these leave nothing out, those of the least numbers."""
     largest = np.abs(query).max(initial=0)
     scale = np.float32(largest) / np.float32(127)
     inverse = np.float32(127) / np.float32(largest) if largest > 1e-30 else np.float32(0)
@@ -127,7 +133,7 @@ def walk(
             if len(pool) < width or near[0] < pool[-1][0]:
                 pool.insert(bisect.bisect_right(pool, near[0], key=lambda entry: entry[0]), near)
                 del pool[width:]
-    if takes.all():
+    if takes is None:
         return {vertex for _, vertex in pool[:depth]}
     return {vertex for _, vertex in sorted(near for near in passed if takes[near[1]])[:depth]}
 
@@ -149,9 +155,8 @@ def test_it_walks_as_the_rules_say(
     case = make_case(rng, rows, dimension, top_level)
     coded = case.coded(library, is_distance=is_distance)
     queries = rng.integers(-5, 6, (9, dimension)).astype(np.float32)
-    takes = rng.random(rows) < share
-    bits = None if share == 1.0 else np.packbits(takes, bitorder="little")
-    takes = takes | (share == 1.0)
+    takes = None if share == 1.0 else rng.random(rows) < share
+    bits = None if takes is None else np.packbits(takes, bitorder="little")
     products = case.vectors.astype(np.float64) @ queries.T.astype(np.float64)
     if is_distance:
         products = ((case.vectors[:, None, :].astype(np.float64) - queries[None]) ** 2).sum(axis=2)
