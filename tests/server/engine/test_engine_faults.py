@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -55,10 +57,10 @@ def test_nan_ends_its_own_request_once_and_no_other() -> None:
         ({"prompt": [1], "logit_bias": {99: 1.0}}, "logit_bias"),
     ],
 )
-def test_bad_requests_name_their_field(options: dict[str, object], field: str) -> None:
+def test_bad_requests_name_their_field(options: dict[str, Any], field: str) -> None:
     engine, _ = make_engine()
     with pytest.raises(InvalidArgument) as caught:
-        engine.submit(request("a", **options))  # type: ignore[arg-type]
+        engine.submit(request("a", **options))
     assert caught.value.field == field
     assert not engine.has_work
 

@@ -3,9 +3,9 @@
 #if VORTA_AMX
 
 #include <algorithm>
-#include <vector>
 
 #include "gemm.h"
+#include "scratch.h"
 #include "vec.h"
 
 namespace vorta {
@@ -153,20 +153,11 @@ void split_tile(const TileWeights& weights, int64_t tile, int64_t first_step, in
   }
 }
 
-// Memory of the calling thread, one for each use, from a line's beginning on.
-template <int kUse>
-uint16_t* lines_of(int64_t size) {
-  static thread_local std::vector<uint16_t> memory;
-  constexpr size_t kSpare = kLine / sizeof(uint16_t);
-  if (memory.size() < size + kSpare) memory.resize(size + kSpare);
-  return reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + kLine - 1) / kLine * kLine);
-}
-
 }  // namespace
 
 const uint16_t* split_rows(const float* x, int64_t rows, int64_t size) {
   const int64_t all = steps_of(size), per_step = groups_of(rows) * kStep;
-  uint16_t* parts = lines_of<0>(all * per_step);
+  uint16_t* parts = scratch_of<5, uint16_t>(all * per_step);
   for (int64_t step = 0; step < all; step += kRunSteps)
     split_run(x, rows, size, step, std::min(kRunSteps, all - step), parts + step * per_step);
   return parts;
@@ -176,12 +167,12 @@ void multiply_on_tiles(const float* x, const uint16_t* row_parts, int64_t rows, 
                        int64_t last, float* out) {
   const Tiles tiles;
   const int64_t all = steps_of(weights.num_inputs), per_step = groups_of(rows) * kStep;
-  uint16_t* parts = lines_of<1>(2 * kRunSteps * kStep);
+  uint16_t* parts = scratch_of<6, uint16_t>(2 * kRunSteps * kStep);
   for (int64_t step = 0; step < all; step += kRunSteps) {
     const int64_t steps = std::min(kRunSteps, all - step);
     const uint16_t* run = row_parts + step * per_step;
     if (row_parts == nullptr) {
-      uint16_t* to = lines_of<2>(steps * per_step);
+      uint16_t* to = scratch_of<7, uint16_t>(steps * per_step);
       split_run(x, rows, weights.num_inputs, step, steps, to);
       run = to;
     }

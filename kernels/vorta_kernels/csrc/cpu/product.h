@@ -12,6 +12,7 @@
 #include "float_tile_gemm.h"
 #include "gemm.h"
 #include "op.h"
+#include "scratch.h"
 #include "tile_gemm.h"
 
 namespace vorta {
@@ -21,16 +22,6 @@ constexpr int64_t kPieceRows = 24;          // two groups of what the kernels ta
 constexpr int64_t kTilePieceRows = 64;      // where the processor multiplies tiles, weights are what a piece waits for
 constexpr int64_t kPieceWork = 2 << 20;     // multiplications of a piece by outputs: some 10 us
 constexpr int64_t kCachedBytes = 24 << 10;  // weights that stay in the first cache while rows meet them
-
-// Memory of the calling thread, one for each use, from a line of the cache on: tiles are read in lines.
-template <int kUse, typename Element>
-Element* scratch_of(int64_t size) {
-  constexpr uintptr_t kLineBytes = 64;
-  static thread_local std::vector<Element> memory;
-  const size_t needed = size + kLineBytes / sizeof(Element);
-  if (memory.size() < needed) memory.resize(needed);
-  return reinterpret_cast<Element*>((reinterpret_cast<uintptr_t>(memory.data()) + kLineBytes - 1) & ~(kLineBytes - 1));
-}
 
 // 8-bit rows with a factor each, or one for each block, and weights in blocks.
 struct BlockProduct {
